@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,7 @@ class JobStalledError(AnotherJobRunsError):
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock. `pid` and `since` are null until it has written them.
+    """The process that holds a lock. `pid` and `since` are null until it has written them; `host` is its machine.
 
     `progress_at` (UTC) is when it last made progress; in the future while it waits. `progress` describes how far it is.
     """
@@ -42,13 +43,16 @@ class Holder:
     since: datetime | None
     progress_at: datetime | None
     progress: str = ""
+    host: str = ""
 
     @property
     def is_stalled(self) -> bool:
         return self.progress_at is not None and datetime.now(UTC) - self.progress_at > STALLED_AFTER
 
     def __str__(self) -> str:
-        who = f"process {self.pid}, since {self.since:%Y-%m-%d %H:%M} UTC" if self.pid else "it has just started"
+        elsewhere = f" on {self.host}" if self.host not in ("", socket.gethostname()) else ""
+        who = f"process {self.pid}{elsewhere}" if self.pid else "it has just started"
+        who += f", since {self.since:%Y-%m-%d %H:%M} UTC" if self.since else ""
         if not self.is_stalled:
             return who
         since = f"{self.progress_at:%Y-%m-%d %H:%M} UTC"
@@ -59,8 +63,9 @@ class Holder:
 def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
     """Hold the warehouse's lock, or another of its locks by name.
 
-    The system releases it when the process ends, however it ends. Raises `AnotherJobRunsError` immediately if another
-    process holds it, and `JobStalledError` if that process is stuck.
+    The system releases it when the process ends, however it ends. In a folder that other machines see, it applies to
+    them too, if the file system shares locks. Raises `AnotherJobRunsError` immediately if another process holds it, and
+    `JobStalledError` if that process is stuck.
     """
     path = folder / f"{name}.json"
     lock = FileLock(folder / f"{name}.lock")
@@ -116,7 +121,8 @@ def read_holder(folder: Path, name: str = "job") -> Holder | None:
 def _write(path: Path, progress: str = "") -> None:
     """Replace the record of a lock that this process holds. A reader sees the old one or the new one."""
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"pid": os.getpid(), "since": _held[path][0], "progress": progress}))
+    job = {"pid": os.getpid(), "host": socket.gethostname(), "since": _held[path][0], "progress": progress}
+    new.write_text(json.dumps(job))
     new.replace(path)
 
 
@@ -127,7 +133,7 @@ def _read(path: Path) -> Holder:
         return Holder(None, None, None)
     try:
         job = json.loads(path.read_text())
-        since = datetime.fromisoformat(job["since"])
-        return Holder(int(job["pid"]), since, progress_at, str(job.get("progress", "")))
+        more = [str(job.get(name, "")) for name in ("progress", "host")]
+        return Holder(int(job["pid"]), datetime.fromisoformat(job["since"]), progress_at, *more)
     except (OSError, ValueError, KeyError, TypeError):
         return Holder(None, None, progress_at)

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
+from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import JOB_TABLES
 from msgbubbles_sync.workspace import DATASET, UNUSABLE
@@ -235,18 +236,26 @@ class ParquetFiles(Destination):
     def _holds_delta(self) -> bool:
         return any(self._tables.glob("*/_delta_log"))
 
-    def prepare(self) -> None:
-        folder = self._folder
+    def lock(self) -> AbstractContextManager[None]:
+        return hold_lock(self._make_folder("jobs", self._view_file.stem))
+
+    def _make_folder(self, *names: str) -> Path:
+        """Create the folder of the job's files, or one in it, with the shared folder's permissions."""
+        made = self._view_file.parent.joinpath(*names)
         try:
-            (folder / ".msgbubbles").mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._view_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            set_umask_like(self._folder)
+            made.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(NO_FOLDER.format(why=f"the folder cannot be made ({error.strerror})")) from None
-        set_umask_like(folder)
-        accounts = {path.stem for path in (folder / ".msgbubbles").glob("*.json")}
+        return made
+
+    def prepare(self) -> None:
+        accounts = {path.stem for path in self._make_folder().glob("*.json")}
         if self._workspace.account is None and accounts - {NAMELESS}:
-            raise UsageError(MANY_ACCOUNTS.format(where=folder, other="bucket_url"))
+            raise UsageError(MANY_ACCOUNTS.format(where=self._folder, other="bucket_url"))
         if self._workspace.account is not None and NAMELESS in accounts:
-            raise UsageError(ONE_ACCOUNT.format(folder=folder))
+            raise UsageError(ONE_ACCOUNT.format(folder=self._folder))
         if not self._tables.exists():
             self._workspace.forget_loads()
             self._build_file.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
 from msgbubbles_sync.destinations.parquet_tables import Table, read_tables, write_json
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import store_value
@@ -57,6 +59,26 @@ def build(files: Path, tmp_path: Path) -> Callable[..., ParquetFiles]:
         return destination
 
     return made
+
+
+def test_job_of_another_machine_is_refused_while_one_is_active(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there, north = (
+        ParquetFiles(Workspace.from_path(tmp_path / f"{name}.duckdb", "filesystem", account), SyncSettings())
+        for name, account in (("here", None), ("there", None), ("there", "north"))
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "web-1")
+        with here.lock(), north.lock():  # an account with tables of its own
+            patch.undo()
+            holder = f"another job is active on this database: process {os.getpid()} on web-1, since "
+            with pytest.raises(AnotherJobRunsError, match=holder), there.lock():
+                pass
+    with there.lock():
+        there.prepare()
+    there.publish()
+    assert (files / "warehouse.duckdb").exists(), "the lock is not taken for an account"
 
 
 def shown(files: Path) -> dict[str, int]:
