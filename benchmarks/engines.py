@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py --messages 200000 --with-spark
 
-Prints a table, with the ratio to a DuckDB file in brackets. PostgreSQL and an S3 endpoint run on this machine. Spark
-needs `make test-spark` once, and uses all cores.
+Prints a table, with the ratio to a DuckDB file in brackets; each step runs on every destination in turn. PostgreSQL and
+an S3 endpoint run on this machine. Spark needs `make test-spark` once, and uses all cores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -52,37 +53,50 @@ def open_destination(engine: str, folder: Path) -> Iterator[dict[str, str]]:
             yield lake_at(address, folder / "lake") | {"DESTINATION__POSTGRES__CREDENTIALS": address}
 
 
-def measure_steps(engine: str, server: Server, environment: dict[str, str], folder: Path) -> list[float]:
-    """Return the seconds of each step, and the peak memory in MB."""
-    database = ["--destination", engine.split()[0], "--database", str(folder / "bench.duckdb")]
-    variables = own_environment(server.url, server.key, folder) | environment
-    seconds, peak = [], 0
-    for _ in range(2):
-        for options in (["--no-transform"], []):
-            usage = used(own_command("--json", *database, *options), folder, variables)
-            seconds.append(usage.wall_seconds)
-            peak = max(peak, usage.peak_bytes)
-        write_messages(server, IN_CHATS, NEW_MESSAGES)
-    return [*seconds, peak / 1e6]
+@dataclass
+class Job:
+    """A job of one destination, with an account of its own, because each step writes messages to it."""
+
+    engine: str
+    folder: Path
+    server: Server
+    environment: dict[str, str]
+    seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    def measure(self, *options: str) -> None:
+        """Run the job once more."""
+        database = ("--destination", self.engine.split()[0], "--database", str(self.folder / "bench.duckdb"))
+        variables = own_environment(self.server.url, self.server.key, self.folder) | self.environment
+        usage = used(own_command("--json", *database, *options), self.folder, variables)
+        self.seconds.append(usage.wall_seconds)
+        self.peak = max(self.peak, usage.peak_bytes)
+        Console(stderr=True).print(f"{self.engine}: {usage.wall_seconds:.1f}")
 
 
 def main(messages: Annotated[int, typer.Option()] = 200_000, with_spark: bool = False) -> None:
     engines = ["duckdb", "postgres", "ducklake", BUCKET, *["filesystem"] * with_spark]
+    with ExitStack() as stack:
+        jobs = []
+        for engine in engines:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            environment = stack.enter_context(open_destination(engine, folder))
+            server = stack.enter_context(serve(build_account(messages // 10, messages)))
+            jobs.append(Job(engine, folder, server, environment))
+        for _ in range(2):
+            for options in (["--no-transform"], []):
+                for job in jobs:  # in turn, so that what else the machine does slows all of them
+                    job.measure(*options)
+            for job in jobs:
+                write_messages(job.server, IN_CHATS, NEW_MESSAGES)
     table = Table(box=None)
     for heading in ("", *STEPS):
         table.add_column(heading, justify="right" if heading else "left")
-    base: list[float] = []
-    for engine in engines:
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            environment = stack.enter_context(open_destination(engine, folder))
-            # A fresh copy of the account, without the messages that were written for the previous engine.
-            server = stack.enter_context(serve(build_account(messages // 10, messages)))
-            figures = measure_steps(engine, server, environment, folder)
-        base = base or figures
-        cells = [f"{value:.1f} ({value / first:.1f})" for value, first in zip(figures, base, strict=True)]
-        table.add_row(engine, *cells[:-1], f"{figures[-1]:.0f}")
-        Console(stderr=True).print(f"{engine}: {', '.join(cells)}")
+    for job in jobs:
+        cells = [
+            f"{value:.1f} ({value / first:.1f})" for value, first in zip(job.seconds, jobs[0].seconds, strict=True)
+        ]
+        table.add_row(job.engine, *cells, f"{job.peak / 1e6:.0f}")
     Console().print(table)
 
 
