@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from msgbubbles.configuration import FILES, read_toml
-from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
 from msgbubbles_sync.settings import account_names, load_settings
-from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, ROOT, Workspace, configuration_folder
+from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, ROOT, Workspace
 
 from .accounts import run_each
 from .console import Reporter
@@ -97,26 +94,3 @@ class SeveralAccountsError(UsageError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"several accounts are configured. Choose one: --account {' or '.join(names)}")
         self.names = names
-
-
-@contextmanager
-def readable_configuration() -> Iterator[None]:
-    """Turn dlt's error about a broken configuration file into a `UsageError`."""
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        folder = configuration_folder()
-        for name in FILES:
-            read_toml(folder / name)  # raises an error that names the file and the line
-        # dlt wraps the error about a value in errors of its own.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ValueError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UsageError(
-            f"a value in {folder}/config.toml, secrets.toml or the environment has the wrong type. Set it as "
-            "config.toml shows."
-        ) from None

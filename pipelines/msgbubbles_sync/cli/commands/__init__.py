@@ -6,20 +6,17 @@ They import dlt at the top of the file. dlt takes seconds to import and reads it
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import groups, inspect, lookup, privacy, report, serve, sync, watch, webhooks
 else:
-    import importlib
 
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(name)
-        from msgbubbles_sync.cli.session import readable_configuration  # imports DuckDB
-
-        with readable_configuration():
-            return importlib.import_module(f"{__name__}.{name}")
+        return import_module(f"{__name__}.{name}")
 
 
 __all__ = ["groups", "inspect", "lookup", "privacy", "report", "serve", "sync", "watch", "webhooks"]
