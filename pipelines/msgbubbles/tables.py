@@ -19,6 +19,8 @@ from .models import Attachment, Chat, Message, Number, Row
 
 # dlt's names, and `integer`, which only tables not loaded by dlt have.
 ColumnType = Literal["text", "bigint", "bool", "timestamp", "json", "double", "integer"]
+# How dlt merges rows by key. With `insert-only`, a stored row stays.
+Strategy = Literal["delete-insert", "insert-only"]
 
 
 class Pii(Enum):

@@ -9,19 +9,16 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dlt
 import duckdb
 
 from msgbubbles.handles import fold_handle, parse_handle
-from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import build_arrow_schema, build_item
 
 from .context import Context
 from .csv_rows import read_csv
 from .destinations import Destination
-from .destinations.load import build_fresh_pipeline
+from .destinations.load import load_rows
 from .errors import InputFileError
 from .policy.applied import read_own_numbers
 from .tables import CONTACT_ALIASES
@@ -56,13 +53,8 @@ def load_contact_aliases(context: Context) -> None:
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
-        table = pa.Table.from_pylist(rows, schema=build_arrow_schema(CONTACT_ALIASES))
         destination.release()
-        pipeline = build_fresh_pipeline(workspace, destination, PIPELINE)
-        pipeline.run(
-            dlt.resource([build_item(CONTACT_ALIASES, table)], name=CONTACT_ALIASES.name),
-            loader_file_format=destination.file_format,
-        )
+        load_rows(workspace, destination, PIPELINE, [(CONTACT_ALIASES, rows)])
     if aliases:
         marker.touch()
     else:

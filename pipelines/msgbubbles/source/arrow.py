@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import dlt
 
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.storable import replace_unstorable
-from msgbubbles.tables import ColumnType, Table
+from msgbubbles.tables import ColumnType, Strategy, Table
 from msgbubbles.times import to_epoch_us
-
-Strategy = Literal["delete-insert", "insert-only"]
 
 
 def build_item(table: Table, rows: pa.Table, strategy: Strategy = "delete-insert") -> Any:
-    """Build an item for dlt from rows to merge into a table by its key. With `insert-only`, a stored row stays."""
+    """Build an item for dlt from rows to merge into a table by its key."""
     hints = dlt.mark.make_hints(
         table_name=table.name,
         primary_key=list(table.key),
@@ -52,6 +50,11 @@ def build_arrow_schema(table: Table) -> pa.Schema:
         "json": pa.string(),
     }
     return pa.schema([pa.field(column.name, types[column.type], column.nullable) for column in table.columns])
+
+
+def build_arrow_rows(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
+    """Build an Arrow table from rows by column, with values that every destination can store."""
+    return replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
 
 
 def build_arrow_table(

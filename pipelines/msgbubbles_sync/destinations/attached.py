@@ -27,7 +27,7 @@ from . import server
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
-from .scratch import open_scratch
+from .scratch import open_scratch, select_for
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
@@ -72,10 +72,6 @@ class Attached(Destination):
     @abstractmethod
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         """Create or replace views, given as queries: all or none."""
-
-    @abstractmethod
-    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
-        """Replace the rows of a loaded table by those of its copy, so that its files no longer hold the old ones."""
 
     @abstractmethod
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
@@ -161,11 +157,13 @@ class Attached(Destination):
                 yield connection
                 connection.execute("BEGIN")
                 for name in list_tables(connection, f"scratch.{DATASET}"):
+                    path = f"{self.write_schema}.{quote_name(name)}"
                     if name in names:
-                        self._replace_rows(connection, name)
+                        rows = select_for(connection, "warehouse", self.dataset, name)
+                        self._empty_table(connection, self.dataset, name)
+                        connection.execute(f"INSERT INTO {path} BY NAME {rows}")
                     else:
-                        path = quote_name(name)
-                        connection.execute(f"CREATE TABLE {self.write_schema}.{path} AS FROM scratch.{DATASET}.{path}")
+                        connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
                 staging = self.name_schema("msgbubbles_staging")
                 for name in _list_own_tables(connection, staging):
                     self._empty_table(connection, staging, name)

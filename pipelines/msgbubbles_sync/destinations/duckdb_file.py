@@ -8,11 +8,13 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 from filelock import FileLock
 
+from msgbubbles.lazy_pyarrow import pa
+from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
@@ -25,12 +27,6 @@ from .compaction import compact, should_compact
 from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from msgbubbles.source.arrow import Strategy
-    from msgbubbles.tables import Table
 
 # The files that the file of all accounts was made from.
 COMBINED_NOTE = "combined.json"

@@ -23,7 +23,6 @@ from .bucket import Bucket
 from .comments import list_descriptions, write_comments
 from .libpq import build_environment, format_dsn
 from .loaded_tables import forget_schema
-from .scratch import select_for
 from .union_accounts import Key
 
 if TYPE_CHECKING:
@@ -178,11 +177,6 @@ class DuckLake(Attached):
             with suppress(duckdb.Error):
                 connection.execute("ROLLBACK")
             raise
-
-    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
-        query = select_for(connection, "warehouse", self.dataset, table)
-        self._empty_table(connection, self.dataset, table)
-        connection.execute(f"INSERT INTO {self.write_schema}.{quote_name(table)} BY NAME {query}")
 
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It becomes a new table, because the catalog keeps the extremes of all values that a table ever had.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dlt
 
-from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
+from msgbubbles.source.arrow import build_arrow_rows, build_arrow_table, build_item
+from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import LATER_TABLES, WEBHOOK_EVENTS
 from msgbubbles_sync.workspace import PIPELINE, Workspace
@@ -26,6 +27,20 @@ def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: s
     pipeline = build_pipeline(workspace, destination, name)
     pipeline.sync_destination()
     return pipeline
+
+
+def load_rows(
+    workspace: Workspace, destination: Destination, name: str, rows: Iterable[tuple[Table, list[dict[str, Any]]]]
+) -> None:
+    """Load rows of a file of ours with a fresh pipeline; a table without rows is created.
+
+    The caller holds the warehouse's lock.
+    """
+    resources = [
+        dlt.resource([build_item(table, build_arrow_rows(table, own))], name=table.name) for table, own in rows
+    ]
+    pipeline = build_fresh_pipeline(workspace, destination, name)
+    pipeline.run(resources, loader_file_format=destination.file_format)
 
 
 def build_pipeline(workspace: Workspace, destination: Destination, name: str = PIPELINE) -> dlt.Pipeline:

@@ -19,7 +19,6 @@ from .comments import build_statements, list_descriptions
 from .libpq import build_environment
 from .loaded_tables import COLUMNS, Repair, find_repairs
 from .postgres_marts import copy_marts, read_stored_comments
-from .scratch import select_for
 from .union_accounts import Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached {why}; check that it is up, or
@@ -108,11 +107,6 @@ class Postgres(Attached):
             REPLACE_VIEW.format(view=f"{key[0]}.{quote_name(key[1])}", query=views[key]) for key in sorted(views)
         ]
         server.execute(connection, *statements, "COMMIT")
-
-    def _replace_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
-        self._empty_table(connection, self.dataset, table)
-        query = select_for(connection, "warehouse", self.dataset, table)
-        connection.execute(f"INSERT INTO {self.write_schema}.{quote_name(table)} BY NAME {query}")
 
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It gives the table new files, so the old rows need no VACUUM FULL.

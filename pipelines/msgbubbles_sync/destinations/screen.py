@@ -5,17 +5,13 @@ The load is dropped and its rows are read again. Coverage commits with the rows,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import duckdb
 
+from msgbubbles.lazy_pyarrow import pa
 from msgbubbles_sync.errors import list_causes
 from msgbubbles_sync.sql import quote_name
 
 from .base import Destination
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Classes of SQLSTATE: data exceptions, violated constraints, exceeded limits, and errors of triggers.
 DATA_CLASSES = ("22", "23", "54", "P0")

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import dlt
-
-from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.redact import Redactor
-from msgbubbles.source.arrow import build_arrow_schema, build_item
-from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.load import build_fresh_pipeline
+from msgbubbles_sync.destinations.load import load_rows
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
 from msgbubbles_sync.workspace import Workspace
 
@@ -44,31 +39,24 @@ def load_ledger(workspace: Workspace, destination: Destination, redactor: Redact
         at = datetime.now(UTC)
         operations = [redacted for entry, _ in entries if (redacted := redact_row(redactor, GROUP_OPERATIONS, entry))]
         states = [redact_row(redactor, GROUP_SIGHTINGS, observation) for observation, _ in observations]
-        resources = [
-            _build_resource(GROUP_OPERATIONS, [_build_row(GROUP_OPERATIONS, entry, at) for entry in operations]),
-            _build_resource(GROUP_MEMBER_OPERATIONS, [row for entry in operations for row in _list_members(entry, at)]),
-            _build_resource(GROUP_SIGHTINGS, [_build_row(GROUP_SIGHTINGS, state, at) for state in states]),
-        ]
-        pipeline = build_fresh_pipeline(workspace, destination, PIPELINE)
-        pipeline.run(resources, loader_file_format=destination.file_format)
+        rows = (
+            (GROUP_OPERATIONS, [_build_row(GROUP_OPERATIONS, entry, at) for entry in operations]),
+            (GROUP_MEMBER_OPERATIONS, [row for entry in operations for row in _list_members(entry, at)]),
+            (GROUP_SIGHTINGS, [_build_row(GROUP_SIGHTINGS, state, at) for state in states]),
+        )
+        load_rows(workspace, destination, PIPELINE, rows)
         ledger.set_loaded(entries, observations)
         return len(entries) + len(observations)
 
 
-def _build_resource(table: Table, rows: list[dict[str, object]]) -> Any:
-    # Without rows, too: the table should exist.
-    storable = replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
-    return dlt.resource([build_item(table, storable)], name=table.name)
-
-
-def _build_row(table: Table, record: Entry | Observation | None, at: datetime) -> dict[str, object]:
+def _build_row(table: Table, record: Entry | Observation | None, at: datetime) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in table.column_names if name != "_fetched_at"}
     row |= {"handles": None if row["handles"] is None else json.dumps(row["handles"]), "_fetched_at": at}
     # The request of an operation without an outcome is in flight, or its process was killed.
     return row if "outcome" not in row else row | {"outcome": row["outcome"] or "unknown"}
 
 
-def _list_members(entry: Entry, at: datetime) -> Iterator[dict[str, object]]:
+def _list_members(entry: Entry, at: datetime) -> Iterator[dict[str, Any]]:
     if entry.outcome != "succeeded" or entry.operation not in MEMBER_OPERATIONS:
         return
     for handle in entry.handles:

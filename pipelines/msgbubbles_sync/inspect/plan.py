@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
+from msgbubbles.settings import SourceSettings
 from msgbubbles.source import coverage as tasks
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.reconcile import SWEEPS_MISSED
+from msgbubbles.source.state import ListState
 from msgbubbles.source.streams import MAX_MINUTES_BETWEEN_RUNS
 from msgbubbles.times import BEGINNING_MS
 
 from .local_state import LocalState
-
-if TYPE_CHECKING:
-    from msgbubbles.settings import SourceSettings
-    from msgbubbles.source.state import ListState
 
 # The last row of a page is repeated on the next one.
 ROWS_PER_PAGE = MAX_PAGE_SIZE - 1

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 
@@ -31,9 +31,6 @@ from msgbubbles.tables import TABLES
 from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms, from_epoch_ms, to_epoch_ms
 
 from .local_state import LocalState
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # The next page is requested from the median of this many rows at the end of a page.
 LAST_ROWS = 5
@@ -252,7 +249,7 @@ class Verifier:
         fetched_at = from_epoch_ms(0)
         incoming = build_arrow_table(TABLES[table], [(row, fetched_at) for row in rows.values()])
         (key,) = TABLES[table].key
-        keys: pa.Table = incoming.select([key])
+        keys = incoming.select([key])
         self._database.register("incoming_keys", keys)
         try:
             stored = self._database.execute(

@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dlt
 import duckdb
 import msgspec
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from msgbubbles.source.arrow import Strategy, build_arrow_table, build_item
+from msgbubbles.lazy_pyarrow import pa
+from msgbubbles.redact import Redactor
+from msgbubbles.source.arrow import build_arrow_rows, build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
 from msgbubbles.source.stored import Warehouse
-from msgbubbles.tables import CHATS, MESSAGES, Table
+from msgbubbles.tables import CHATS, MESSAGES, Strategy, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
@@ -29,24 +31,17 @@ from msgbubbles_sync.tables import WEBHOOK_EVENTS
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 
-from .events import drop_duplicates, parse_event
+from .events import Event, drop_duplicates, parse_event
 from .redact import drop_payload, redact_delivery
 from .spool import Segment, list_segments, list_unreadable, spool_folder, take_finished, webhooks_folder
 from .updates import (
     Scope,
     apply_events,
-    build_arrow_rows,
     build_chats,
     list_messages,
     select_changed_chats,
     to_rows,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from msgbubbles.lazy_pyarrow import pa
-    from msgbubbles.redact import Redactor
-
-    from .events import Event
 
 PIPELINE = "msgbubbles_webhooks"
 MAX_BATCH_EVENTS = 20_000
@@ -228,8 +223,8 @@ class _Load:
         self.redactor.save_vault()
         return _Batch(
             build_arrow_table(WEBHOOK_EVENTS, [(event, event.received_at) for event in events]),
-            build_arrow_rows(select_changed_chats(chat_rows, chats, messages), CHATS),
-            build_arrow_rows(messages, MESSAGES),
+            build_arrow_rows(CHATS, select_changed_chats(chat_rows, chats, messages)),
+            build_arrow_rows(MESSAGES, messages),
             {row["id"] for row in rows},
         )
 

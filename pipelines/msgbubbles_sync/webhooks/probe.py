@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx
 
+from msgbubbles.transport import is_loopback
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import WebhookSettings
 
@@ -32,7 +33,6 @@ FIXES = {
     502: "the proxy does not reach the receiver. Start webhooks.py serve, and check the proxy's target",
     503: "the receiver cannot store it. Read its log",
 }
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def send_test_event(url: str, settings: WebhookSettings, secret: str, spool: Pat
     began = time.perf_counter()
     try:
         # A proxy of the environment does not know this machine's own addresses.
-        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=httpx.URL(url).host not in LOOPBACK) as http:
+        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=not is_loopback(httpx.URL(url).host)) as http:
             status = http.post(url, content=body, headers={"content-type": "application/json"} | headers).status_code
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise UsageError(f"{url} is not a URL. Pass one like https://hooks.example.com/") from None

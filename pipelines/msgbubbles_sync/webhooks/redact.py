@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from msgbubbles.policy import FULL
+from msgbubbles.redact import Redactor
 from msgbubbles.redact_payloads import concerns_erased, redact_payload
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import read_modified_at_ns
@@ -20,12 +20,8 @@ from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
 from .bodies import parse_json
+from .events import Event
 from .spool import Delivery
-
-if TYPE_CHECKING:
-    from msgbubbles.redact import Redactor
-
-    from .events import Event
 
 RedactDelivery = Callable[[Delivery], Delivery | None]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import msgspec
 
-from msgbubbles.source.arrow import Strategy
+from msgbubbles.tables import Strategy
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately

@@ -24,7 +24,6 @@ from msgbubbles.models import Chat, Message
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
 from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
-from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles.times import parse_time, to_epoch_ms
 
@@ -121,11 +120,6 @@ def to_rows(stored: pa.Table | None, table: Table) -> list[Row]:
         if field.name not in stored.column_names:  # a warehouse of an older version
             stored = stored.append_column(field, pa.nulls(stored.num_rows, field.type))
     return list(stored.select(wanted.names).cast(wanted).to_pylist())
-
-
-def build_arrow_rows(rows: list[Row], table: Table) -> pa.Table:
-    """Convert rows to an Arrow table that can be loaded."""
-    return replace_unstorable(pa.Table.from_pylist(rows, schema=build_arrow_schema(table)), table.json_columns)[0]
 
 
 def _build_row(event: Event, message: Message | None, scope: Scope) -> Row | None:
