@@ -12,6 +12,7 @@ Only erasures and the like remove files at once.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -26,7 +27,7 @@ import msgspec
 from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
+from msgbubbles_sync.files import move_damaged, read_modified_at_ns, remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import JOB_TABLES
@@ -133,6 +134,11 @@ class ParquetFiles(Destination):
         """The file that holds the name of the latest build."""
         return self._workspace.dbt_folder / "build"
 
+    @property
+    def _whole_until(self) -> Path:
+        """A file whose modification time is that of the newest file of a table when all were whole."""
+        return self._workspace.folder / "whole_until"
+
     def exists(self) -> bool:
         return self._view_file.exists()
 
@@ -198,7 +204,10 @@ class ParquetFiles(Destination):
 
     def explain(self, message: str) -> str | None:
         file = DAMAGED_FILE.search(message)
-        return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again" if file else None
+        if file is None:
+            return None
+        self._whole_until.unlink(missing_ok=True)
+        return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again"
 
     def list_out_of_reach(self) -> list[str]:
         moved = [str(path) for path in self._folder.glob(f"{self.dataset}.delta-*")]
@@ -225,12 +234,21 @@ class ParquetFiles(Destination):
         return MOVED_DELTA.format(tables=self._tables, moved=moved)
 
     def move_damaged_files(self) -> list[Path]:
-        """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
+        """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`.
+
+        Files that are older than the last one that was whole were whole then, and are not read again.
+        """
         files = [*self._tables.glob("*/*.parquet"), *(self._tables / STATES).glob("*.jsonl")]
-        damaged = [move_damaged(path) for path in files if not is_whole(path)]
+        written_at_ns = {path: read_modified_at_ns(path) for path in files}
+        whole_until_ns = read_modified_at_ns(self._whole_until)
+        new = [path for path, at_ns in written_at_ns.items() if at_ns >= whole_until_ns]
+        damaged = [move_damaged(path) for path in new if not is_whole(path)]
         if damaged:
             remove(self._tables / STATES)
             self._workspace.forget_loads()
+        elif new:
+            self._whole_until.touch()
+            os.utime(self._whole_until, ns=(max(written_at_ns.values()),) * 2)
         return damaged
 
     def _holds_delta(self) -> bool:

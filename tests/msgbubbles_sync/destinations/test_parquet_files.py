@@ -164,6 +164,27 @@ def test_interrupted_rewriting_is_finished_by_the_next_job(
     assert [path.name for path in (files / "msgbubbles").iterdir()] == ["privacy"]
 
 
+def test_only_new_files_are_searched_for_damage_until_a_reader_finds_some(
+    files: Path, build: Callable[..., ParquetFiles]
+) -> None:
+    destination, (old, new) = build(1), [files / "msgbubbles" / "chats" / f"{number}.parquet" for number in (1, 2)]
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        duckdb.sql(f"COPY (SELECT 1 AS n) TO '{path}' (FORMAT parquet)")
+    os.utime(old, (1, 1))
+    assert destination.move_damaged_files() == []
+    old.write_bytes(b"")
+    os.utime(old, (1, 1))
+    assert destination.move_damaged_files() == [], "it was whole"
+    assert destination.explain(f"File '{old}' too small to be a Parquet file") is not None
+    new.write_bytes(b"")
+    assert {path.name.partition(".damaged-")[0] for path in destination.move_damaged_files()} == {old.name, new.name}
+    duckdb.sql(f"COPY (SELECT 1 AS n) TO '{new}' (FORMAT parquet)")
+    assert destination.move_damaged_files() == []
+    new.write_bytes(b"")
+    assert len(destination.move_damaged_files()) == 1, "it was written since"
+
+
 def test_new_files_get_the_permissions_of_the_folder(files: Path, build: Callable[..., ParquetFiles]) -> None:
     before = os.umask(0o077)
     try:
