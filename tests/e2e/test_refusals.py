@@ -349,7 +349,7 @@ def test_a_published_file_that_is_no_database(new_job: NewJob) -> None:
         found, printed = command(job, name, *options)
         assert (name, found, "cannot be read as a DuckDB database: it is damaged" in printed) == (name, status, True)
     job.database.unlink()
-    assert command(job, "report") == (2, f"{job.database} does not exist. Run the sync first.")
+    assert command(job, "report") == (2, f"{job.database} has no tables. Run chats.py first.")
     write_something(job)
     completes(job)
     with duckdb.connect(str(job.database), read_only=True) as database:

@@ -78,7 +78,13 @@ class Destination(ABC):
 
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection for reading tables that exist. Raises `UsageError` if they cannot be opened."""
+
+    def open_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection for reading. Raises `UsageError` if there are no tables."""
+        if not self.exists():
+            raise UsageError(f"{self.title} has no tables. Run chats.py first.")
+        return self.open_reader()
 
     @contextmanager
     def open_query(self) -> Iterator[Query]:

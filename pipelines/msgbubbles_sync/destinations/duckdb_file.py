@@ -40,8 +40,6 @@ def open_published(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         connection = duckdb.connect(str(path), read_only=True)
     except duckdb.Error as error:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist. Run the sync first.") from None
         raise UsageError(f"{path} cannot be read as a DuckDB database: {_find_fix(path, error)}") from None
     with connection:
         connection.execute("SET TimeZone = 'UTC'")

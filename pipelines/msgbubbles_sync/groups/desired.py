@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,7 +103,7 @@ def _read_yaml(path: Path) -> list[Row]:
 
 def _run_query(query: str, context: Context) -> list[Row]:
     title = Path(context.destination.title).name
-    with _open_published(context) as database:
+    with context.destination.open_tables() as database:
         try:
             result = database.execute(query)
             columns = [column[0] for column in result.description or ()]
@@ -119,7 +118,7 @@ def _run_query(query: str, context: Context) -> list[Row]:
 
 def _read_model(name: str, context: Context) -> list[Row]:
     schema, _, model = name.rpartition(".")
-    with _open_published(context) as database:
+    with context.destination.open_tables() as database:
         schemas = database.execute(
             "SELECT table_schema FROM information_schema.tables WHERE table_catalog = current_catalog() "
             "AND table_name = ? AND table_schema = coalesce(?, table_schema) "
@@ -130,12 +129,6 @@ def _read_model(name: str, context: Context) -> list[Row]:
         title = Path(context.destination.title).name
         raise UsageError(f"{title} has no table {name}. If it is a dbt model, build it first. {TABLE_HELP}")
     return _run_query(f"SELECT * FROM {quote_name(schemas[0][0])}.{quote_name(model)}", context)  # noqa: S608 - quoted
-
-
-def _open_published(context: Context) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-    if not context.destination.exists():
-        raise UsageError(f"{context.destination.title} has no tables. Run chats.py first.")
-    return context.destination.open_reader()
 
 
 # -- validation

@@ -361,7 +361,7 @@ def verify(
 ) -> VerifyResult:
     """Compare `sample` chats picked at random, or everything if that is null."""
     coverage = {stream: local.load_coverage(stream) for stream in ("chats", "messages")}
-    with local.destination.open_reader() as database:
+    with local.destination.open_tables() as database:
         verifier = Verifier(client, database, coverage, settings, on_page)
         if sample is None:
             verifier.full(feed=local.states.messages.feed is not False)

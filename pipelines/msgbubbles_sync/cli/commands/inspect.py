@@ -13,7 +13,6 @@ from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_s
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Limits
-from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect import plan as planning
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
@@ -57,8 +56,7 @@ def check(session: Session) -> int:
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     """Compare the published warehouse with the API, and print the differences."""
     context, reporter = session.context, session.reporter
-    if not context.destination.exists():
-        raise UsageError(f"verify: {context.workspace.database} does not exist. Run the sync first.")
+
     with connect(session) as connection:
         run = connection.run
         settings = connection.context.settings.source

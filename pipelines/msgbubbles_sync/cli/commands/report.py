@@ -19,7 +19,7 @@ def run(session: Session, *, days: int, number: str | None, out: Path | None) ->
     context = session.context
     path = out or context.workspace.database.with_suffix(".html")
     title = "MsgBubbles" if context.workspace.account is None else f"MsgBubbles {context.workspace.account}"
-    with context.destination.open_reader() as connection:
+    with context.destination.open_tables() as connection:
         activity = read_activity(connection, context.settings.transforms.time_zone, days, number)
     failures = describe_failures(LocalState(context).records[-1:])
     page = render_activity(activity, title, datetime.now(UTC), next(iter(failures), None))
