@@ -12,7 +12,6 @@ Only erasures and the like remove files at once.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -27,7 +26,7 @@ import msgspec
 from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import move_damaged, read_modified_at_ns, remove, set_umask_like, sync_to_disk
+from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import JOB_TABLES
@@ -36,7 +35,7 @@ from msgbubbles_sync.workspace import DATASET, UNUSABLE
 from .base import Destination
 from .comments import list_descriptions, write_comments
 from .duckdb_file import open_published
-from .parquet_rewrite import STATES, finish_replacing, is_whole, load_states, read_state_version, replace_files
+from .parquet_rewrite import STATES, find_damaged, finish_replacing, load_states, read_state_version, replace_files
 from .parquet_tables import read_tables, select_all, write_json
 from .publish import new_copy, replace_database
 from .scratch import open_scratch
@@ -136,7 +135,7 @@ class ParquetFiles(Destination):
 
     @property
     def _whole_until(self) -> Path:
-        """A file whose modification time is that of the newest file of a table when all were whole."""
+        """The note of `find_damaged`."""
         return self._workspace.folder / "whole_until"
 
     def exists(self) -> bool:
@@ -234,21 +233,11 @@ class ParquetFiles(Destination):
         return MOVED_DELTA.format(tables=self._tables, moved=moved)
 
     def move_damaged_files(self) -> list[Path]:
-        """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`.
-
-        Files that are older than the last one that was whole were whole then, and are not read again.
-        """
-        files = [*self._tables.glob("*/*.parquet"), *(self._tables / STATES).glob("*.jsonl")]
-        written_at_ns = {path: read_modified_at_ns(path) for path in files}
-        whole_until_ns = read_modified_at_ns(self._whole_until)
-        new = [path for path, at_ns in written_at_ns.items() if at_ns >= whole_until_ns]
-        damaged = [move_damaged(path) for path in new if not is_whole(path)]
+        """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
+        damaged = [move_damaged(path) for path in find_damaged(self._tables, self._whole_until)]
         if damaged:
             remove(self._tables / STATES)
             self._workspace.forget_loads()
-        elif new:
-            self._whole_until.touch()
-            os.utime(self._whole_until, ns=(max(written_at_ns.values()),) * 2)
         return damaged
 
     def _holds_delta(self) -> bool:

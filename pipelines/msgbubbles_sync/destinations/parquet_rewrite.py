@@ -7,12 +7,13 @@ process leaves work that the next one finishes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
-from msgbubbles_sync.files import remove, sync_to_disk
+from msgbubbles_sync.files import read_modified_at_ns, remove, sync_to_disk
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, PIPELINE
 
@@ -42,8 +43,23 @@ def read_state_version(tables: Path) -> int:
     return int(json.loads(files[-1].read_text())["version"]) if files else 0
 
 
-def is_whole(path: Path) -> bool:
-    """Return whether a file of a table, or of a state, was not cut off."""
+def find_damaged(tables: Path, whole_until: Path) -> list[Path]:
+    """Return the files of tables, and of states, that were cut off.
+
+    Notes in the modification time of `whole_until` that of the newest file when all were whole. Only files that have
+    been written since are read.
+    """
+    files = [*tables.glob("*/*.parquet"), *(tables / STATES).glob("*.jsonl")]
+    written_at_ns = {path: read_modified_at_ns(path) for path in files}
+    known_ns = read_modified_at_ns(whole_until)
+    damaged = [path for path, at_ns in written_at_ns.items() if at_ns >= known_ns and not _is_whole(path)]
+    if files and not damaged:
+        whole_until.touch()
+        os.utime(whole_until, ns=(max(written_at_ns.values()),) * 2)
+    return damaged
+
+
+def _is_whole(path: Path) -> bool:
     if path.suffix == ".jsonl":
         try:
             json.loads(path.read_text())
