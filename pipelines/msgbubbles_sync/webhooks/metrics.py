@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-@dataclass
 class Metrics:
     """The metrics that `/metrics` shows."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self.deliveries = Counter(
             "msgbubbles_webhook_deliveries",
             "Deliveries by outcome: stored, duplicate, or the reason of a refusal.",

@@ -1,4 +1,4 @@
-"""The bodies of the commands. Each is imported when it is run.
+"""The bodies of the commands, which `cli.chats` and so on declare and describe. Each is imported when it is run.
 
 They import dlt at the top of the file. dlt takes seconds to import and reads its configuration while it is imported, so
 `Workspace.configure_dlt` comes first, and what ends earlier is quick: help, wrong usage, and a second job.

@@ -97,7 +97,6 @@ def _report(session: Session, connection: Connection, applied: ApplyResult) -> i
 
 
 def import_group(session: Session, key: str, chat_id: str | None, title: str | None) -> int:
-    """Assign a key to an existing group."""
     with connect_until_stopped(session) as connection:
         with _hold_ledger(session), connection.client() as client:
             group = existing.import_group(session.context, client, existing.ExistingGroup(key, chat_id, title))
@@ -132,7 +131,6 @@ def import_table(session: Session, table: str) -> int:
 
 
 def forget(session: Session, key: str) -> int:
-    """Detach a key from its group."""
     with connect_until_stopped(session, serve=False):
         with _hold_ledger(session):
             group = job.forget_group(session.context, key)

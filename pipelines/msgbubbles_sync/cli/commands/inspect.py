@@ -27,7 +27,6 @@ MAX_CHECK_REQUESTS = 20
 
 
 def plan(session: Session, *, probe: bool) -> int:
-    """Print what the next run would read."""
     local = LocalState(session.context)
     session.context.check_policy()
     with connect_until_stopped(session, serve=probe) as connection:
@@ -42,7 +41,6 @@ def plan(session: Session, *, probe: bool) -> int:
 
 
 def check(session: Session) -> int:
-    """Print the results of all checks."""
     context = session.context
     with connect_until_stopped(session) as connection:
         connection.run.max_requests = MAX_CHECK_REQUESTS
@@ -54,7 +52,6 @@ def check(session: Session) -> int:
 
 
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
-    """Compare the published warehouse with the API, and print the differences."""
     context, reporter = session.context, session.reporter
 
     with connect(session) as connection:
@@ -84,7 +81,6 @@ def _repair(connection: Connection, result: VerifyResult) -> None:
 
 
 def status(session: Session, *, max_age_minutes: float | None) -> int:
-    """Print how fresh and how complete the copy is."""
     local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
     start_ms = session.context.settings.source.start_ms

@@ -12,7 +12,6 @@ from msgbubbles_sync.text import format_count
 
 
 def erase(session: Session, people: list[str], *, ask: bool) -> int:
-    """Erase people, after a confirmation."""
     context, folder = session.context, session.context.workspace.folder
     if ask:
         check_terminal()
@@ -25,7 +24,6 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
 
 
 def apply_policy(session: Session) -> int:
-    """Apply a stricter policy to the rows that are stored."""
     context, folder = session.context, session.context.workspace.folder
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)

@@ -29,7 +29,6 @@ from msgbubbles_sync.webhooks.secrets import SecretStore
 
 
 def load(session: Session) -> int:
-    """Load the events of the spool and publish them."""
     with _open_for_load(session) as context:
         loaded = load_events(context)
         if loaded.deliveries:
@@ -39,7 +38,6 @@ def load(session: Session) -> int:
 
 
 def replay_events(session: Session, since: datetime | None) -> int:
-    """Load dead letters, and events since a time (UTC), again."""
     with _open_for_load(session) as context:
         result = replay(context, since and since.replace(tzinfo=UTC))
         if result.loaded.deliveries:
@@ -61,7 +59,6 @@ def _open_for_load(session: Session) -> Iterator[Context]:
 def register(
     session: Session, url: str, events: list[str] | None, *, ask: bool, show: bool, secrets_file: Path | None
 ) -> int:
-    """Create an endpoint and store its secret."""
     events = events or list(KNOWN_TYPES)
     if ask and not _confirm_types(events):
         return EXIT_STOPPED
@@ -85,7 +82,6 @@ def _confirm_types(types: list[str]) -> bool:
 
 
 def show_endpoints(session: Session) -> int:
-    """Print the endpoints, and the receiver of this workspace."""
     with _connect(session) as client:
         webhooks = client.list_webhooks().rows
     receiver = ReceiverState.read(session.context.workspace)
@@ -100,7 +96,6 @@ def show_endpoints(session: Session) -> int:
 
 
 def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path | None) -> int:
-    """Replace an endpoint by one with a new secret."""
     with _connect(session) as client:
         endpoint = rotate_secret(client, webhook_id, _open_store(session, secrets_file, show=show))
     session.reporter.print_text(endpoint.as_dict(), str(endpoint))
@@ -108,7 +103,6 @@ def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path 
 
 
 def remove(session: Session, webhook_id: str) -> int:
-    """Remove an endpoint."""
     with _connect(session) as client:
         try:
             client.delete_webhook(webhook_id)
