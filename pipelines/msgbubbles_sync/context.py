@@ -37,7 +37,7 @@ class Console(Protocol):
 class Context:
     """One warehouse, its settings, and where progress is reported.
 
-    `cli.main.Script.run` builds it, and commands get it as `session.context`. A command that makes requests gets a
+    `cli.session.run_command` builds it, and commands get it as `session.context`. A command that makes requests gets a
     `Connection`, whose `context` has the settings that reach the account: the configured one, or the sandbox. Layers
     above this module take the context; those below (policy, dbt, destinations) take the parts that they need.
     """
