@@ -267,18 +267,18 @@ def test_erasure_waits_for_a_reader_and_leaves_views_of_analysts(
 def test_erasure_whose_connection_is_lost_is_repeated_whole(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_rows = Postgres._replace_rows
+    empty_table = Postgres._empty_table
 
-    def lose_connection(self: Postgres, connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    def lose_connection(self: Postgres, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         if table == "messages":
             run_on_server(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        replace_rows(self, connection, table)
+        empty_table(self, connection, schema, table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Postgres, "_replace_rows", lose_connection)
+        patch.setattr(Postgres, "_empty_table", lose_connection)
         with pytest.raises(duckdb.Error) as error:
             erasing.erase(build_context(workspace), [ANN])
     assert "the connection to the server was lost" in str(build_destination(workspace).explain(str(error.value)))
