@@ -59,6 +59,8 @@ ONE_ACCOUNT = """{folder} holds one account without a name; choose another bucke
 STAGING = ".staging"
 # Stands for the name of a single account; no account can have this name.
 NAMELESS = "_"
+# The note of `find_damaged`.
+WHOLE_UNTIL = "whole_until"
 # If a table has more files than this, the small ones are compacted into one.
 MAX_FILES = 100
 # A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
@@ -82,10 +84,6 @@ class ReaderView(msgspec.Struct, frozen=True):
     @property
     def by_key(self) -> dict[Key, ReaderTable]:
         return {(schema, name): table for schema, tables in self.tables.items() for name, table in tables.items()}
-
-    @property
-    def queries(self) -> dict[Key, str]:
-        return {key: table.query for key, table in self.by_key.items()}
 
 
 class ParquetFiles(Destination):
@@ -133,11 +131,6 @@ class ParquetFiles(Destination):
         """The file that holds the name of the latest build."""
         return self._workspace.dbt_folder / "build"
 
-    @property
-    def _whole_until(self) -> Path:
-        """The note of `find_damaged`."""
-        return self._workspace.folder / "whole_until"
-
     def exists(self) -> bool:
         return self._view_file.exists()
 
@@ -151,7 +144,7 @@ class ParquetFiles(Destination):
         except (OSError, msgspec.MsgspecError) as error:
             raise UsageError(f"{self._view_file} cannot be read ({type(error).__name__})") from None
         with _connect() as connection:
-            _create_views(connection, view.queries)
+            _create_views(connection, {key: table.query for key, table in view.by_key.items()})
             yield connection
 
     def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -202,11 +195,10 @@ class ParquetFiles(Destination):
         write_json(self._view_file, msgspec.structs.replace(view, old={}))
 
     def explain(self, message: str) -> str | None:
-        file = DAMAGED_FILE.search(message)
-        if file is None:
-            return None
-        self._whole_until.unlink(missing_ok=True)
-        return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again"
+        if file := DAMAGED_FILE.search(message):
+            (self._workspace.folder / WHOLE_UNTIL).unlink(missing_ok=True)  # the next run searches all files
+            return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again"
+        return None
 
     def list_out_of_reach(self) -> list[str]:
         moved = [str(path) for path in self._folder.glob(f"{self.dataset}.delta-*")]
@@ -234,7 +226,8 @@ class ParquetFiles(Destination):
 
     def move_damaged_files(self) -> list[Path]:
         """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
-        damaged = [move_damaged(path) for path in find_damaged(self._tables, self._whole_until)]
+        note = self._workspace.folder / WHOLE_UNTIL
+        damaged = [move_damaged(path) for path in find_damaged(self._tables, note)]
         if damaged:
             remove(self._tables / STATES)
             self._workspace.forget_loads()
