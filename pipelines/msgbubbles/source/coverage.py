@@ -61,7 +61,10 @@ class Coverage:
         self.intervals = _join([(lo, hi, read if read <= latest_ms else 0) for lo, hi, read in self.intervals])
 
     def gaps(self, lo_ms: int) -> list[tuple[int, int]]:
-        """Return the intervals between `lo_ms` and the newest time read that were never read, newest first."""
+        """Return the intervals between `lo_ms` and the newest time read that were never read, newest first.
+
+        These are the rest of a first run, or of one that was cut off.
+        """
         gaps = []
         for lo, hi, _ in self.intervals:
             if lo > lo_ms:
@@ -118,7 +121,7 @@ class Task:
     hi_ms: int | None
 
 
-def incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
+def plan_incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
     """Plan the rows since the last run.
 
     The task begins `lookback_ms` before the newest time read, because a row can become visible later than its own time.
@@ -127,12 +130,7 @@ def incremental(coverage: Coverage, start_ms: int, lookback_ms: int) -> Task:
     return Task("incremental", start_ms if newest_ms is None else max(newest_ms - lookback_ms, start_ms), None)
 
 
-def backfill(coverage: Coverage, start_ms: int) -> list[Task]:
-    """Plan the rows that were never read, newest first: the rest of a first run, or of one that was cut off."""
-    return [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in coverage.gaps(start_ms)]
-
-
-def refresh(coverage: Coverage, rules: Iterable[RefreshRule], start_ms: int, now_ms: int) -> Task | None:
+def plan_refresh(coverage: Coverage, rules: Iterable[RefreshRule], start_ms: int, now_ms: int) -> Task | None:
     """Plan the interval that is most overdue to be read again; null if none is due.
 
     Neighbors that are at least half due are included, because every separate interval costs a request or more. But a

@@ -14,9 +14,8 @@ from msgbubbles.errors import ApiError, Halt, LimitReached, MsgBubblesError, is_
 from msgbubbles.models import Page, R, StreamCoverage, fingerprint
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
-from . import coverage as plan
 from .buffer import RowBuffer
-from .coverage import OPEN_END_MS, Coverage, Task
+from .coverage import OPEN_END_MS, Coverage, Task, plan_incremental, plan_refresh
 from .failed_pages import FailedPages
 from .failed_reads import FailedReads
 from .fetch import InFlight, count_workers
@@ -90,7 +89,7 @@ class StreamReader(Generic[R]):
         start_ms, refresh_pages = self.settings.start_ms, self.progress.refresh_pages
         is_cut_off = True
         with until("batch"):
-            yield from self._read_tasks([plan.incremental(self.coverage, start_ms, self.settings.lookback_ms)])
+            yield from self._read_tasks([plan_incremental(self.coverage, start_ms, self.settings.lookback_ms)])
             yield from self._read_rejected()
             yield from self._refresh()
             is_cut_off = False
@@ -118,7 +117,7 @@ class StreamReader(Generic[R]):
                     readable = self.coverage
                     for lo_ms, hi_ms in self._failed_pages.waiting():
                         readable = readable.without(lo_ms, hi_ms)
-                    task = plan.refresh(readable, rules, self.settings.start_ms, self.now_ms or 0)
+                    task = plan_refresh(readable, rules, self.settings.start_ms, self.now_ms or 0)
                     if task is None or task == before:
                         break
                     self.check_refresh_share()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
 from msgbubbles.settings import SourceSettings
-from msgbubbles.source import coverage as tasks
-from msgbubbles.source.coverage import Coverage
+from msgbubbles.source.coverage import Coverage, plan_incremental, plan_refresh
 from msgbubbles.source.reconcile import SWEEPS_MISSED
 from msgbubbles.source.state import ListState
 from msgbubbles.source.streams import MAX_MINUTES_BETWEEN_RUNS
@@ -58,7 +57,7 @@ def count_changed_chats(local: LocalState, client: Client) -> int:
 
 def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceSettings, now_ms: int) -> list[Step]:
     coverage = Coverage(state.covered)
-    newest = tasks.incremental(coverage, settings.start_ms, settings.lookback_ms)
+    newest = plan_incremental(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.intervals:
         return [Step(stream, "everything", _bound(settings.start_ms), None, None)]
     # Assume as many rows as in the same time before.
@@ -66,9 +65,9 @@ def _plan_stream(local: LocalState, stream: str, state: ListState, settings: Sou
     expected = local.count_rows(stream, newest.lo_ms - passed_ms, newest.lo_ms)
     steps = [Step(stream, "incremental", newest.lo_ms, None, _count_pages(expected))]
     steps += _plan_refresh(local, stream, state, settings, coverage, now_ms)
-    for gap in tasks.backfill(coverage, settings.start_ms):
-        requests = _estimate_backfill(local, stream, coverage, gap)
-        steps.append(Step(stream, "backfill", _bound(gap.lo_ms), gap.hi_ms, requests))
+    for lo_ms, hi_ms in coverage.gaps(settings.start_ms):
+        requests = _estimate_backfill(local, stream, coverage, lo_ms, hi_ms)
+        steps.append(Step(stream, "backfill", _bound(lo_ms), hi_ms, requests))
     return steps
 
 
@@ -79,7 +78,7 @@ def _plan_refresh(
     allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
     read = Coverage(coverage.intervals)
     steps: list[Step] = []
-    while allowed > 0 and (task := tasks.refresh(read, settings.refresh_rules[stream], settings.start_ms, now_ms)):
+    while allowed > 0 and (task := plan_refresh(read, settings.refresh_rules[stream], settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms
         pages = _count_pages(local.count_rows(stream, task.lo_ms, hi_ms))
         steps.append(Step(stream, "refresh", _bound(task.lo_ms), hi_ms, math.ceil(min(pages, allowed))))
@@ -88,13 +87,13 @@ def _plan_refresh(
     return steps
 
 
-def _estimate_backfill(local: LocalState, stream: str, coverage: Coverage, gap: tasks.Task) -> int | None:
+def _estimate_backfill(local: LocalState, stream: str, coverage: Coverage, lo_ms: int, hi_ms: int) -> int | None:
     """Assume the density of the intervals that were read; null for a gap without a lower bound."""
-    if _bound(gap.lo_ms) is None or gap.hi_ms is None:
+    if _bound(lo_ms) is None:
         return None
-    covered_ms = sum(hi - max(lo, gap.lo_ms) for lo, hi, _ in coverage.intervals if hi > gap.lo_ms)
-    rows = local.count_rows(stream, gap.lo_ms, coverage.intervals[-1][1])
-    return _count_pages(round(rows * (gap.hi_ms - gap.lo_ms) / covered_ms)) if covered_ms else None
+    covered_ms = sum(hi - max(lo, lo_ms) for lo, hi, _ in coverage.intervals if hi > lo_ms)
+    rows = local.count_rows(stream, lo_ms, coverage.intervals[-1][1])
+    return _count_pages(round(rows * (hi_ms - lo_ms) / covered_ms)) if covered_ms else None
 
 
 def _bound(lo_ms: int) -> int | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msgbubbles.settings import RefreshRule
-from msgbubbles.source.coverage import Coverage, Task, backfill, incremental, refresh
+from msgbubbles.source.coverage import Coverage, Task, plan_incremental, plan_refresh
 from msgbubbles.times import DAY_MS, HOUR_MS
 
 LINE = range(30)
@@ -54,10 +54,9 @@ def test_newest_interval_has_no_gap_and_begins_after_one(steps: list[tuple[int, 
 @given(changes, st.integers(0, 29))
 def test_gaps_are_the_unread_intervals_newest_first(steps: list[tuple[int, int, int] | int], start: int) -> None:
     coverage, model = build(steps)
-    found = [at for task in backfill(coverage, start) for at in range(task.lo_ms, task.hi_ms or 0)]
+    found = [at for lo_ms, hi_ms in coverage.gaps(start) for at in range(lo_ms, hi_ms)]
     assert set(found) == {at for at in range(start, max(model, default=-1)) if at not in model}
-    tasks = backfill(coverage, start)
-    assert tasks == sorted(tasks, key=lambda task: -task.lo_ms)
+    assert coverage.gaps(start) == sorted(coverage.gaps(start), reverse=True)
 
 
 @given(changes, st.integers(0, 29))
@@ -110,19 +109,19 @@ def test_coverage_stays_small_after_a_year_of_runs() -> None:
     steps = [(6 * 60, 4 * 334), (60, 24 * 23), (5, 12 * 24 * 8)]
     for step in (minutes * 60_000 for minutes, runs in steps for _ in range(runs)):
         now += step
-        task = incremental(coverage, 0, 300_000)
+        task = plan_incremental(coverage, 0, 300_000)
         coverage.forget_from(task.lo_ms)
         coverage.add(task.lo_ms, now, now)
         coverage = coverage.compact(now)
-    assert backfill(coverage, 0) == []
+    assert coverage.gaps(0) == []
     assert len(json.dumps(coverage.intervals)) < 64 * 1024
     assert len({read for _, _, read in coverage.intervals}) > 50, "when it was read is still known"
 
 
 def test_incremental_begins_a_lookback_before_the_newest_time() -> None:
-    assert incremental(Coverage(), 1000, 300).lo_ms == 1000
-    assert incremental(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
-    assert incremental(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
+    assert plan_incremental(Coverage(), 1000, 300).lo_ms == 1000
+    assert plan_incremental(Coverage([(0, 5001, 1)]), 1000, 300).lo_ms == 4700
+    assert plan_incremental(Coverage([(0, 1101, 1)]), 1000, 300).lo_ms == 1000
 
 
 NOW = 100 * DAY_MS
@@ -136,7 +135,7 @@ def read_hours_ago(*pieces: tuple[float, float, float]) -> Coverage:
 
 
 def to_refresh(coverage: Coverage, *rules: RefreshRule, start_ms: int = 0) -> tuple[float, float] | None:
-    task = refresh(coverage, rules, start_ms, NOW)
+    task = plan_refresh(coverage, rules, start_ms, NOW)
     if task is None or task.hi_ms is None:
         return None
     assert task.kind == "refresh"
@@ -175,7 +174,7 @@ def test_most_overdue_rule_comes_first() -> None:
 
 
 def test_nothing_before_the_start_is_refreshed() -> None:
-    assert refresh(Coverage([(0, NOW, 1)]), [DAILY], NOW - 5, NOW) == Task("refresh", NOW - 5, NOW)
+    assert plan_refresh(Coverage([(0, NOW, 1)]), [DAILY], NOW - 5, NOW) == Task("refresh", NOW - 5, NOW)
 
 
 @given(
@@ -187,10 +186,10 @@ def test_refresh_that_is_always_cut_off_finishes(pieces: list[tuple[int, int, in
     coverage = read_hours_ago(*((max(lo, hi), min(lo, hi), read) for lo, hi, read in pieces))
     before = list(coverage.intervals)
     for _ in range(2000):
-        task = refresh(coverage, [DAILY], 0, NOW)
+        task = plan_refresh(coverage, [DAILY], 0, NOW)
         if task is None:
             break
         assert task.hi_ms is not None
         coverage.add(max(task.lo_ms, task.hi_ms - share * HOUR_MS), task.hi_ms, NOW)
     assert all(NOW - read < DAY_MS for _, _, read in coverage.intervals)
-    assert backfill(Coverage(before), 0) == backfill(coverage, 0), "only what was read is read again"
+    assert Coverage(before).gaps(0) == coverage.gaps(0), "only what was read is read again"
