@@ -47,9 +47,7 @@ class Connection:
         if max_attempts is not None:
             source = structs.replace(source, max_attempts=max_attempts)
         transport = self.run.build_transport(settings.api_key, source)
-        if redactor is None:
-            return Client(transport, source.sender_field)
-        return build_client(transport, redactor, sender_field=source.sender_field)
+        return build_client(transport, redactor or Redactor(), sender_field=source.sender_field)
 
 
 def check_api_key(settings: Settings, script: str) -> None:

@@ -7,7 +7,7 @@ be applied to the stored rows before more are loaded, and erased people must sta
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 
 import duckdb
@@ -16,7 +16,7 @@ import msgspec
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import UsageError, list_causes
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
@@ -236,16 +236,8 @@ def describe_error(error: BaseException, workspace: Workspace) -> str:
         is_private = True
     if not is_private:
         return "".join(traceback.format_exception(error))
-    return "\n".join(_format_without_messages(error))
-
-
-def _format_without_messages(error: BaseException | None) -> Iterator[str]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield type(error).__name__
-        yield from (line.rstrip("\n") for line in traceback.format_tb(error.__traceback__))
-        error = error.__cause__ or error.__context__
+    lines = ((f"{type(cause).__name__}\n", *traceback.format_tb(cause.__traceback__)) for cause in list_causes(error))
+    return "".join(line for of_cause in lines for line in of_cause)
 
 
 def read_own_numbers(destination: Destination) -> list[str]:

@@ -48,7 +48,14 @@ def plan(session: Session, table: str | None, *, refresh: bool, out: Path | None
     with connect_until_stopped(session, serve=refresh) as connection:
         if out is not None:
             _check_files(session)
-        plan = _plan_refreshed(session, connection, table) if refresh else _plan_table(session, table)
+        rows = _read_table(session, table)
+        if refresh:
+            with _hold_ledger(session), connection.client() as client:
+                plan = job.refresh_groups(
+                    session.context, client, rows, lambda count: _show_progress(session, count, len(rows))
+                )
+        else:
+            plan = job.plan_groups(session.context, rows)
         if out is not None:
             plans.save(plan, out)
         unresolved = _show_plan(session, plan, session.reporter)
@@ -62,7 +69,12 @@ def apply(session: Session, table: str | None, *, ask: bool, dry_run: bool, limi
         if saved is not None:
             _check_files(session)
         if dry_run:
-            plan = job.resume_saved_plan(session.context, saved) if saved else _plan_table(session, table)
+            context = session.context
+            plan = (
+                job.resume_saved_plan(context, saved)
+                if saved
+                else job.plan_groups(context, _read_table(session, table))
+            )
             _show_plan(session, plan, session.reporter)
             plans.check_limits(plan, limits)
             return 0
@@ -111,9 +123,8 @@ def import_table(session: Session, table: str) -> int:
         groups = existing.parse_existing_groups(read_rows(table, session.context))
         with _hold_ledger(session), connection.client() as client:
             results = existing.import_groups(
-                session.context, client, groups,
-                lambda count: session.reporter.progress(f"{count:,} of {len(groups):,} groups"),
-            )  # fmt: skip
+                session.context, client, groups, lambda count: _show_progress(session, count, len(groups))
+            )
         imported = [result for result in results.values() if isinstance(result, Observation)]
         failures = {key: str(result) for key, result in results.items() if isinstance(result, UsageError)}
         session.reporter.print_text(
@@ -196,16 +207,8 @@ def _read_table(session: Session, table: str | None) -> list[Row]:
     return read_rows(name, session.context)
 
 
-def _plan_table(session: Session, table: str | None) -> Plan:
-    return job.plan_groups(session.context, _read_table(session, table))
-
-
-def _plan_refreshed(session: Session, connection: Connection, table: str | None) -> Plan:
-    rows = _read_table(session, table)
-    with _hold_ledger(session), connection.client() as client:
-        return job.refresh_groups(
-            session.context, client, rows, lambda count: session.reporter.progress(f"{count:,} of {len(rows):,} groups")
-        )
+def _show_progress(session: Session, count: int, total: int) -> None:
+    session.reporter.progress(f"{count:,} of {total:,} groups")
 
 
 def _show_plan(session: Session, plan: Plan, reporter: Reporter) -> int:
