@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import duckdb
 
@@ -75,10 +76,9 @@ def _warehouse_version(destination: Destination) -> int:
         with destination.open_writer() as connection:
             return stored_version(connection, destination.write_schema)
     # No views can be created on the files of an older release.
-    file = destination._tables / VERSION_TABLE.name / f"{VERSION_TABLE.name}.parquet"
-    if file.exists():
+    if (file := _version_file(destination)).exists():
         return int(pq.read_table(file)["version"][0].as_py())
-    files = destination._tables.glob("[!_]*/*.parquet")
+    files = destination.tables_folder.glob("[!_]*/*.parquet")
     return 0 if any(READ_AT in pq.read_schema(path).names for path in files) else VERSION
 
 
@@ -87,11 +87,16 @@ def _store_version(destination: Destination, version: int) -> None:
         with destination.open_writer() as connection:
             store_version(connection, destination.write_schema, version)
         return
-    folder = destination._tables / VERSION_TABLE.name
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"version": [version]}), folder / ".new")
-    sync_to_disk(folder / ".new")
-    (folder / ".new").replace(folder / f"{folder.name}.parquet")
+    file = _version_file(destination)
+    file.parent.mkdir(exist_ok=True)
+    new = file.with_name(".new")
+    pq.write_table(pa.table({"version": [version]}), new)
+    sync_to_disk(new)
+    new.replace(file)
+
+
+def _version_file(destination: ParquetFiles) -> Path:
+    return destination.tables_folder / VERSION_TABLE.name / f"{VERSION_TABLE.name}.parquet"
 
 
 def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
@@ -171,7 +176,7 @@ def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destin
 
 def _rename_in_files(destination: ParquetFiles, old: str, new: str) -> None:
     """Replace each file by one with the new name; readers that have the old file open keep reading it."""
-    for path in destination._tables.glob("[!_]*/*.parquet"):
+    for path in destination.tables_folder.glob("[!_]*/*.parquet"):
         if old in pq.read_schema(path).names:
             copy = path.with_suffix(".new")
             with duckdb.connect() as connection:

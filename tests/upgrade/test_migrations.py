@@ -205,7 +205,7 @@ def job(
 def drop_version(workspace: Workspace, destination: Any) -> None:
     (workspace.folder / "version").unlink()
     if workspace.destination == "filesystem":
-        shutil.rmtree(destination._tables / "_version")
+        shutil.rmtree(destination.tables_folder / "_version")
         destination.publish()
     else:
         with destination.open_writer() as connection:

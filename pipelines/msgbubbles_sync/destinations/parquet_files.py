@@ -115,7 +115,7 @@ class ParquetFiles(Destination):
         return Path(path)
 
     @property
-    def _tables(self) -> Path:
+    def tables_folder(self) -> Path:
         return self._folder / self.dataset
 
     @property
@@ -135,7 +135,7 @@ class ParquetFiles(Destination):
         return self._view_file.exists()
 
     def has_tables(self) -> bool:
-        return self._tables.exists()
+        return self.tables_folder.exists()
 
     @contextmanager
     def open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -161,10 +161,10 @@ class ParquetFiles(Destination):
                 connection.execute(f"CREATE TABLE {DATASET}.{name} AS {query}")
             yield connection
             for name in list_tables(connection, DATASET):
-                (self._tables / name).mkdir(parents=True, exist_ok=True)
-                new = self._tables / name / ".new"
+                (self.tables_folder / name).mkdir(parents=True, exist_ok=True)
+                new = self.tables_folder / name / ".new"
                 connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
-                new.replace(self._tables / name / f"{name}.parquet")
+                new.replace(self.tables_folder / name / f"{name}.parquet")
 
     def describe_tables(self, _connection: duckdb.DuckDBPyConnection) -> None:
         """Do nothing: comments are stored with the views that readers open, by `publish`."""
@@ -177,19 +177,19 @@ class ParquetFiles(Destination):
         }  # fmt: skip
         with _connect() as connection, open_scratch(connection, self._workspace.folder, queries):
             if not tables:
-                load_states(connection, self._tables)
+                load_states(connection, self.tables_folder)
             yield connection
             files = {
                 name: f"{name if name in JOB_TABLES else f'rewritten.{time.time_ns()}'}.parquet"
                 for name in list_tables(connection, f"scratch.{DATASET}") if name != STATES
             }  # fmt: skip
-            replace_files(connection, self._tables, files)
+            replace_files(connection, self.tables_folder, files)
 
     def remove_old_versions(self) -> None:
         view = self._read_own_view()
         shown = {*view.marts.values(), *self._find_builds({}).values()}
         old = [self._folder / name for name in view.old]
-        damaged = self._tables.glob("*/*.damaged-*")
+        damaged = self.tables_folder.glob("*/*.damaged-*")
         for path in [*old, *damaged, *(path for path in self._marts.glob("*") if path.name not in shown)]:
             remove(path)
         write_json(self._view_file, msgspec.structs.replace(view, old={}))
@@ -214,27 +214,27 @@ class ParquetFiles(Destination):
         """
         if not self._holds_delta():
             return None
-        moved = self._tables.with_name(f"{self.dataset}.delta-{time.time_ns()}")
-        self._tables.rename(moved)
+        moved = self.tables_folder.with_name(f"{self.dataset}.delta-{time.time_ns()}")
+        self.tables_folder.rename(moved)
         if (view := self._read_own_view()).tables:
-            old, new = quote_literal(f"{self._tables}/")[:-1], quote_literal(f"{moved}/")[:-1]
+            old, new = quote_literal(f"{self.tables_folder}/")[:-1], quote_literal(f"{moved}/")[:-1]
             for name, table in view.tables[DATASET].items():
                 view.tables[DATASET][name] = ReaderTable(table.columns, table.query.replace(old, new))
             write_json(self._view_file, view)
             self._replace_reader_database()
-        return MOVED_DELTA.format(tables=self._tables, moved=moved)
+        return MOVED_DELTA.format(tables=self.tables_folder, moved=moved)
 
     def move_damaged_files(self) -> list[Path]:
         """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
         note = self._workspace.folder / WHOLE_UNTIL
-        damaged = [move_damaged(path) for path in find_damaged(self._tables, note)]
+        damaged = [move_damaged(path) for path in find_damaged(self.tables_folder, note)]
         if damaged:
-            remove(self._tables / STATES)
+            remove(self.tables_folder / STATES)
             self._workspace.forget_loads()
         return damaged
 
     def _holds_delta(self) -> bool:
-        return any(self._tables.glob("*/_delta_log"))
+        return any(self.tables_folder.glob("*/_delta_log"))
 
     def lock(self) -> AbstractContextManager[None]:
         return hold_lock(self._make_folder("jobs", self._view_file.stem))
@@ -256,21 +256,21 @@ class ParquetFiles(Destination):
             raise UsageError(MANY_ACCOUNTS.format(where=self._folder, other="bucket_url"))
         if self._workspace.account is not None and NAMELESS in accounts:
             raise UsageError(ONE_ACCOUNT.format(folder=self._folder))
-        if not self._tables.exists():
+        if not self.tables_folder.exists():
             self._workspace.forget_loads()
             self._build_file.unlink(missing_ok=True)
         else:
-            finish_replacing(self._tables)
-            self._discard_foreign_loads(read_state_version(self._tables))
+            finish_replacing(self.tables_folder)
+            self._discard_foreign_loads(read_state_version(self.tables_folder))
         if self._holds_delta():
-            raise UsageError(HOLDS_DELTA.format(tables=self._tables))
+            raise UsageError(HOLDS_DELTA.format(tables=self.tables_folder))
 
     @contextmanager
     def open_build(self) -> Iterator[tuple[Path, Path]]:
         build = self._marts / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         try:
             build.mkdir(parents=True)
-            yield self._tables, build
+            yield self.tables_folder, build
             shutil.rmtree(build / STAGING)
         except BaseException:
             shutil.rmtree(build, ignore_errors=True)
@@ -313,11 +313,11 @@ class ParquetFiles(Destination):
 
     def _build_queries(self, marts: Mapping[str, str]) -> dict[Key, str]:
         queries = {}
-        for name, table in read_tables(self._tables).items():
-            queries[DATASET, name] = table.build_query([f"{self._tables / name}/*.parquet"])
+        for name, table in read_tables(self.tables_folder).items():
+            queries[DATASET, name] = table.build_query([f"{self.tables_folder / name}/*.parquet"])
         for name in JOB_TABLES:
-            if (self._tables / name / f"{name}.parquet").exists():
-                queries[DATASET, name] = select_all(self._tables / name)
+            if (self.tables_folder / name / f"{name}.parquet").exists():
+                queries[DATASET, name] = select_all(self.tables_folder / name)
         for mart, build in marts.items():
             queries["marts", mart] = select_all(self._marts / build / mart)
         return queries
@@ -328,8 +328,8 @@ class ParquetFiles(Destination):
         While old and new files exist, each row exists twice; only one of them is current.
         """
         replaced: list[str] = []
-        for name, table in read_tables(self._tables).items():
-            folder = self._tables / name
+        for name, table in read_tables(self.tables_folder).items():
+            folder = self.tables_folder / name
             for leftover in folder.glob(".*.new"):  # of a killed run
                 leftover.unlink()
             files = [path for path in folder.glob("*.parquet") if f"{self.dataset}/{name}/{path.name}" not in old]
