@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from helpers.context import build_destination
-from msgbubbles_sync.dbt import process, project, runner, unreadable
+from msgbubbles_sync.dbt import last_project, process, project, runner, unreadable
 from msgbubbles_sync.dbt.runner import compile_models, load_build_result, transform
 from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
 from msgbubbles_sync.errors import TransformError
@@ -113,7 +113,7 @@ def test_file_in_a_message_of_dbt_is_found(message: str, file: str | None) -> No
 def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy = tmp_path / "transforms"
     shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
-    for module in (process, project, runner, unreadable):
+    for module in (process, project, runner, unreadable, last_project):
         monkeypatch.setattr(module, "PROJECT", copy)
     return copy
 
@@ -191,3 +191,24 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
     )
     assert build(4) == 4
     assert load_build_result(workspace) == runner.BuildResult()
+
+    # From here on, there is a project from which all marts were built.
+    original = Path(__file__).parents[2] / "transforms"
+    broken = {
+        "dbt_project.yml": (original / "dbt_project.yml").read_text() + "\n bad: [1",
+        "macros/dialects.sql": "{% macro other() %}{% endmacro %}",
+    }
+    for number, (name, text) in enumerate(broken.items(), 5):
+        (own_project / name).write_text(text)
+        assert build(number) == number
+        result = load_build_result(workspace)
+        assert (result.failed_models, result.unbuilt_marts) == ([], [])
+        assert "built from the project as it was before" in result.unreadable_files
+        assert (f"{name}, line" in result.unreadable_files) == (name == "dbt_project.yml")
+        shutil.copy(original / name, own_project / name)
+    copied = own_project / "models" / "staging" / "calendar.sql"
+    copied.write_text("select 1 as x")
+    assert build(7) == 7
+    result = load_build_result(workspace)
+    assert (result.failed_models, result.unbuilt_marts) == ([], [])
+    assert f"{copied} (it has the name of {own_project / 'models/marts/calendar.sql'})" in result.unreadable_files

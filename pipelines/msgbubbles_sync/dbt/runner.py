@@ -23,9 +23,10 @@ from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
+from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
 from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
-from .unreadable import UnreadableFiles, find_unreadable_file, load_unreadable_files
+from .unreadable import UnreadableFile, UnreadableFiles, find_unreadable_file, load_unreadable_files
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -111,6 +112,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             destination.release()
             result = dbt.build(destination, failed_before, is_full=is_full)
             write_privately(folder / BUILD_DIGEST, digest)
+            if not (result.failed_models or dbt.unreadable.files):
+                store_last_project(workspace, digest)
         has_tests = settings.transforms.data_tests != "off"
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
             result = dbt.test(destination, result)
@@ -217,7 +220,7 @@ class _Dbt:
         full_tests: bool = True,
     ) -> None:
         self._workspace, self._environment, self.target = workspace, environment, target
-        self._full_tests = full_tests
+        self._full_tests, self._digest = full_tests, compute_build_digest(settings)
         sync = settings.sync
         marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
@@ -256,10 +259,10 @@ class _Dbt:
         self.executed: list[tuple[str, str]] = []
 
     def leave_out(self, unreadable: UnreadableFiles) -> None:
-        """Leave these files out of the project from now on."""
+        """Leave these files out of the project from now on, or take the one before. Raises `TransformError`."""
         self.unreadable = unreadable
         if unreadable.files:
-            self._copy, self._manifest = unreadable.copy_project(self._workspace), None
+            self._copy, self._manifest = unreadable.choose_project(self._workspace), None
             self.depends_on = (compute_key(*self._names, folder=self._copy).hex(), *self.depends_on[1:])
 
     def run(self, *command: str) -> _Result:
@@ -309,22 +312,28 @@ class _Dbt:
         unbuilt = set() if result.has_not_started else self._find_marts([failed.node for failed in result.failed])
         is_alone = unbuilt < self._list_marts() and destination.explain(result.messages) is None
         if result.has_not_started or not is_alone:
-            self.unreadable.refuse(self._workspace, is_needed=True)
-            raise TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
+            self.unreadable.refuse(self._workspace)
+            error = TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
+            if destination.explain(result.messages) or not find_last_project(self._workspace, self._digest):
+                raise error
+            # Nothing can be built from the project since it has changed.
+            self.leave_out(self.unreadable.add(UnreadableFile("", is_optional=False), result.messages))
+            try:
+                built = self.build(destination, [], is_full=True)
+            except TransformError:
+                raise error from None
+            self.unreadable.store(self._workspace)
+            return built
         result.write_details()
         return BuildResult(failed_models=[failed.node.name for failed in result.failed], unbuilt_marts=sorted(unbuilt))
 
     def _leave_out_unreadable_file(self, message: str) -> bool:
-        """Leave out the file that dbt cannot read, and return whether there is one.
-
-        Raises `TransformError` if the marts cannot be built without it.
-        """
-        file = find_unreadable_file(message, self._copy or PROJECT)
+        """Leave out the file that dbt cannot read, and return whether there is one. Raises as `leave_out` does."""
+        file = None if self.unreadable.is_needed else find_unreadable_file(message, self._copy or PROJECT)
         if file is None:
             return False
         unreadable = self.unreadable.add(file, message)
         unreadable.store(self._workspace)
-        unreadable.refuse(self._workspace)
         self.leave_out(unreadable)
         return True
 

@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.files import read_json, remove, write_privately
+from msgbubbles_sync.files import read_json, read_modified_at_ns, remove, write_privately
 from msgbubbles_sync.workspace import Workspace
 
+from .last_project import find_last_project
 from .project import MADE_BY_DBT, PROJECT
 
 # How dbt names a file that it cannot read, and a line of it.
 NAMED_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error reading \w+: (?P<in_models>\S+)")
 NAMED_LINE = re.compile(r"\bline (\d+)")
+# dbt names no file for an error of syntax in `dbt_project.yml`.
+PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml|Runtime Error\s+Syntax error near line")
+SAME_NAME = re.compile(r"found two \w+ with the name")
 # dbt names one file at a time, and takes a second for each.
 MAX_FILES = 10
 # Macros that come with this project: its models need them, and some replace macros of dbt, as that which names schemas.
@@ -28,6 +32,8 @@ MACROS = {
 }  # fmt: skip
 LEFT_OUT = """dbt cannot read {files}: the marts are built without it, and one that it defines stays as it was. Correct
 it as {details} says, or move it out of the project"""
+FELL_BACK = """the marts cannot be built from {files}: they are built from the project as it was before. Correct it as
+{details} says"""
 REFUSED = """the marts could not be built: dbt cannot read {files}. Correct it as {details} says, or move it out of
 the project; readers keep all marts as they were until then"""
 
@@ -39,14 +45,17 @@ class UnreadableFile:
     Attributes:
         line: Null if dbt does not name it.
         is_optional: Whether it can be left out: dbt names no other file, and nothing that is built needs it.
+        like: The file that has its name; null if that is not what is wrong.
     """
 
     path: str
     line: str | None = None
     is_optional: bool = True
+    like: str | None = None
 
     def __str__(self) -> str:
-        return f"{PROJECT / self.path}, line {self.line}" if self.line else str(PROJECT / self.path)
+        like = f" (it has the name of {PROJECT / self.like})" if self.like else ""
+        return f"{PROJECT / self.path}{f', line {self.line}' if self.line else ''}{like}"
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,41 @@ class UnreadableFiles:
 
     @property
     def marts(self) -> list[str]:
-        """The models that these files are."""
-        paths = [Path(file.path) for file in self.files]
-        return sorted({path.stem for path in paths if path.parts[0] == "models" and path.suffix == ".sql"})
+        """The models that these files are, and no other file is."""
+        paths = [Path(file.path) for file in self.files if not file.like]
+        return sorted({path.stem for path in paths if path.parts[:1] == ("models",) and path.suffix == ".sql"})
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the marts cannot be built without these files."""
+        return len(self.files) > MAX_FILES or not all(file.is_optional for file in self.files)
 
     def add(self, file: UnreadableFile, message: str) -> UnreadableFiles:
         return replace(self, files=(*self.files, file), messages=(*self.messages, message))
 
-    def describe(self, workspace: Workspace, text: str = LEFT_OUT) -> str:
+    def describe(self, workspace: Workspace, text: str = "") -> str:
         """Return which files they are, and what that means; empty without any."""
         if not self.files:
             return ""
+        text = text or (FELL_BACK if self.is_needed else LEFT_OUT)
         return text.format(files=" and ".join(map(str, self.files)), details=_details_file(workspace))
 
-    def refuse(self, workspace: Workspace, *, is_needed: bool = False) -> None:
-        """Raise `TransformError` if the marts cannot be built without these files, as with `is_needed`."""
-        is_needed = is_needed or len(self.files) > MAX_FILES or not all(file.is_optional for file in self.files)
-        if self.files and is_needed:
+    def refuse(self, workspace: Workspace) -> None:
+        """Raise `TransformError` if there are such files."""
+        if self.files:
             raise TransformError(self.describe(workspace, REFUSED))
+
+    def choose_project(self, workspace: Workspace) -> Path:
+        """Return a copy of the project: without these files, or as it was before if they are needed.
+
+        Raises `TransformError` if there is none.
+        """
+        if not self.is_needed:
+            return self.copy_project(workspace)
+        last = find_last_project(workspace)
+        if last is None:
+            raise TransformError(self.describe(workspace, REFUSED))
+        return last
 
     def store(self, workspace: Workspace) -> None:
         with suppress(OSError):  # a full or read-only disk, which the run reports as well
@@ -100,26 +126,29 @@ class UnreadableFiles:
 
 
 def load_unreadable_files(workspace: Workspace, key: str) -> UnreadableFiles:
-    """Load the files that dbt could not read when it read the project with this key.
-
-    Raises `TransformError` if it cannot be read without them either: dbt need not start for that.
-    """
+    """Load the files that dbt could not read when it read the project with this key."""
     unreadable = UnreadableFiles(key)
     with suppress(TypeError, KeyError):
         stored = read_json(_file(workspace))
         if stored["key"] == key:
             files = tuple(UnreadableFile(**file) for file in stored["files"])
             unreadable = UnreadableFiles(key, files, tuple(stored["messages"]))
-    unreadable.refuse(workspace)
     return unreadable
 
 
 def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFile | None:
     """Find the file of the project that dbt cannot read, as its message says; null for other errors."""
     file = NAMED_FILE.search(message)
+    if file is None and (named := PROJECT_FILE.search(message)):
+        name = named[0] if named[0].endswith(".yml") else "dbt_project.yml"
+        line = NAMED_LINE.search(message)
+        return UnreadableFile(name, line[1] if line else None, is_optional=False)
     if file is None:
         return _search_files(project)
     path, *others = {named["path"] or f"models/{named['in_models']}": None for named in NAMED_FILE.finditer(message)}
+    if len(others) == 1 and SAME_NAME.search(message):
+        other, path = sorted((path, *others), key=lambda name: read_modified_at_ns(project / name))
+        return UnreadableFile(path, None, path not in MACROS, other)
     line = NAMED_LINE.search(message, file.end())
     return UnreadableFile(path, line[1] if line else None, not others and path not in MACROS)
 
