@@ -126,6 +126,7 @@ class StreamLoader:
             resources = tuple(name for name in resources or names if name not in is_held)
             if not resources:
                 return
+        self._destination.keep_lock()
         source = msgbubbles_source(run=self._run, **self._arguments)
         missing_tables = build_missing_tables(self._pipeline)
         if missing_tables is not None:

@@ -26,14 +26,19 @@ from msgbubbles.transport import VERSION
 from .context import Context
 from .dbt.runner import BuildResult
 from .errors import InputFileError, TransformError, list_causes
+from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
 from .tables import JOB_TABLES, TABLES
 
 
 def ends_run(error: Exception) -> bool:
-    """Return whether an error in a part of a run ends all of it: the configuration is wrong, or a signal arrived."""
-    return any(isinstance(cause, ConfigurationError | KeyboardInterrupt) for cause in list_causes(error))
+    """Return whether an error in a part of a run ends all of it.
+
+    The configuration is wrong, a signal arrived, or the job of another machine has the lock.
+    """
+    kinds = ConfigurationError | KeyboardInterrupt | AnotherJobRunsError
+    return any(isinstance(cause, kinds) for cause in list_causes(error))
 
 
 @dataclass

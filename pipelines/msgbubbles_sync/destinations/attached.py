@@ -10,7 +10,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 
 import duckdb
@@ -60,6 +60,8 @@ class Attached(Destination):
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         super().__init__(workspace, settings)
         self.write_schema = f"warehouse.{self.dataset}"
+        self._sessions = ExitStack()
+        self._lock_session: duckdb.DuckDBPyConnection | None = None
 
     @abstractmethod
     def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -107,11 +109,26 @@ class Attached(Destination):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        with (
-            self._attach_server("ISOLATION_LEVEL 'READ COMMITTED'") as connection,
-            server.hold_lock(connection, f"{self._lock_scope}{self.dataset}"),
-        ):
+        with ExitStack() as self._sessions:
+            self._lock_session = self._take_lock()
             yield
+        self._lock_session = None
+
+    def _take_lock(self) -> duckdb.DuckDBPyConnection:
+        session = self._sessions.enter_context(self._attach_server("ISOLATION_LEVEL 'READ COMMITTED'"))
+        self._sessions.enter_context(server.hold_lock(session, f"{self._lock_scope}{self.dataset}"))
+        return session
+
+    def keep_lock(self) -> None:
+        if self._lock_session is None:
+            return
+        try:
+            server.query(self._lock_session, "SELECT 1")  # the session has one transaction, to which the lock belongs
+        except duckdb.Error as lost:
+            try:
+                self._lock_session = self._take_lock()
+            except UsageError:  # the server is not there yet
+                raise lost from None
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._describe_schema(connection, self.dataset)
@@ -129,6 +146,7 @@ class Attached(Destination):
         return self._open_schemas("", "READ_ONLY")
 
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        self.keep_lock()
         return self._open_schemas(self.prefix)
 
     @contextmanager

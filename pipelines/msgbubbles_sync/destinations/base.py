@@ -232,6 +232,13 @@ class Destination(ABC):
         """
         return nullcontext()
 
+    def keep_lock(self) -> None:
+        """Take the lock again if its session has ended, as when the server was restarted.
+
+        Raises `AnotherJobRunsError` if the job of another machine has it now, and `duckdb.Error` without a server.
+        """
+        return
+
     def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
         """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()

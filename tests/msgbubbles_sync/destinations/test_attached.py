@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from helpers.context import build_destination
@@ -80,6 +82,30 @@ def test_job_of_another_machine_is_refused_while_one_is_active(of: Of, monkeypat
             pass
     with there.lock():
         pass
+
+
+def test_lock_whose_session_has_ended_is_taken_again(
+    of: Of, postgres_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 0.0)
+    own, other = of(None), of(None)
+
+    def end_sessions() -> None:  # as when the server is restarted
+        with closing(psycopg2.connect(postgres_address)) as admin, admin, admin.cursor() as cursor:
+            database = "SELECT oid FROM pg_database WHERE datname = current_database()"
+            locks = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = ({database})"
+            cursor.execute(f"SELECT count(pg_terminate_backend(pid)) FROM ({locks}) AS holders")
+            assert cursor.fetchone() == (1,)
+
+    with own.lock():
+        end_sessions()
+        own.keep_lock()
+        with pytest.raises(AnotherJobRunsError), other.lock():
+            pass
+        end_sessions()
+        with other.lock(), pytest.raises(AnotherJobRunsError, match="another job is active on this warehouse"):
+            run_statements(own)
+        run_statements(own)
 
 
 def test_signature_of_an_extension_is_checked_until_it_is_loaded(of: Of) -> None:
