@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -69,7 +70,8 @@ class Limits:
     """What one run may do.
 
     It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the request in flight when
-    `stop` is set. `accept_ties`: no rows are missing at the tie overflows that are known so far.
+    `stop` is set. `failed_parts` have failed before it starts, and why. `accept_ties`: no rows are missing at the tie
+    overflows that are known so far.
     """
 
     since: datetime | None = None
@@ -77,3 +79,4 @@ class Limits:
     accept_ties: bool = False
     with_transform: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
+    failed_parts: Mapping[str, str] = field(default_factory=dict)

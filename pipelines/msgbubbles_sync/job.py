@@ -26,7 +26,7 @@ from .load_streams import StreamLoader
 from .lock import AnotherJobRunsError
 from .outcome import EXIT_STOPPED, explain_end
 from .policy import applied as policy
-from .privacy.erase import purge
+from .privacy.erase import FILES_STEP, purge, purge_files
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import RunReport, ends_run
@@ -83,6 +83,7 @@ def run(context: Context, limits: Limits) -> RunReport:
             accept_overflows=limits.accept_ties,
             stop=limits.stop,
         ),
+        failed_parts={**limits.failed_parts},
     )
     with _log_run(context, report), context.destination.lock():
         _prepare(context, report)
@@ -138,7 +139,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
 
     Returns as `run` does. There is no record of it in the run log, unless it fails.
     """
-    report = RunReport(context, Run(stop=limits.stop))
+    report = RunReport(context, Run(stop=limits.stop), failed_parts={**limits.failed_parts})
     with _report_end(context, report), context.destination.lock():
         _prepare(context, report)
         with context.destination.hold():
@@ -284,6 +285,9 @@ def _finish_privacy_work(context: Context, report: RunReport) -> Exception | Non
             raise
         workspace.set_pending("removal")
         return error
+    with report.isolate("erasure"):  # readers see none of these files
+        if workspace.is_pending(FILES_STEP):
+            purge_files(context)
     workspace.set_done("removal")
     return None
 

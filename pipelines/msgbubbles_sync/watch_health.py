@@ -23,13 +23,14 @@ MIN_SECONDS = 900.0
 class Health:
     """The metrics of a watch. Its process is in them: CPU time, memory, open files."""
 
-    def __init__(self, every_seconds: float) -> None:
+    def __init__(self, every_seconds: float, find_error: Callable[[], str] = str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._max_age_seconds = max(MAX_INTERVALS * every_seconds, MIN_SECONDS)
         # Healthy until the first run has had its time.
         self._succeeded_at = time.monotonic()
         self._error: str | None = None
+        self._find_error = find_error  # of what is no cycle
         prefix, registry = "msgbubbles_watch", self.registry
         self._cycles = Counter(
             f"{prefix}_cycles", "Cycles, by kind and exit status.", ["kind", "status"], registry=registry
@@ -72,7 +73,7 @@ class Health:
     def as_dict(self) -> dict[str, object]:
         """Return the answer of `/health`."""
         age = round(time.monotonic() - self._succeeded_at, 1)
-        return {"healthy": self.is_healthy, "seconds_since_success": age, "error": self._error}
+        return {"healthy": self.is_healthy, "seconds_since_success": age, "error": self._find_error() or self._error}
 
 
 class _Handler(WSGIRequestHandler):

@@ -181,10 +181,13 @@ def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, serv
     ledger = workspace.folder / LEDGER
     ledger.write_bytes(b"not a database" * 500)
     workspace.set_pending("restored")
+    workspace.set_pending("erase")
     for _ in range(2):
         report = job.run(build_context(workspace), Limits(with_transform=False))
         assert report.outcome.exit_status == EXIT_INCOMPLETE
-        assert f"{ledger} is damaged" in report.record["failed_parts"]["group operations"]
+        assert report.record["failed_parts"].keys() == {"erasure", "group operations"}
+        assert all(f"{ledger} is damaged" in reason for reason in report.record["failed_parts"].values())
+        assert not workspace.is_pending("erase"), "the tables are done"
     assert differences(workspace.database, server.truth()) == {}
     assert not workspace.is_pending("restored")
     ledger.unlink()

@@ -181,3 +181,34 @@ def test_configuration_that_is_being_saved_is_read_again(
     path.write_text(half)
     monkeypatch.setattr(watch_command, "SECONDS_TO_SAVE", 0.0)
     watch_command._wait_until_saved(threading.Event())  # it is as somebody wants it, right or wrong
+
+
+def test_invalid_configuration_stops_loading_only_if_it_is_about_privacy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
+    path = tmp_path / "dlt_config" / "config.toml"
+    path.parent.mkdir()
+    private = "[sources.msgbubbles.privacy]\ntext_days = 9\n\n[sync]\n"
+    path.write_text(private)
+    monkeypatch.setattr(watch_command, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(watch_command, "SECONDS_TO_SAVE", 0.0)
+    changes, stop, errors = watch_command.Changes(), threading.Event(), list[str]()
+    assert not changes.are_ready(stop, errors.append)
+    for _ in range(2):
+        path.write_text(f"{private}publish_minute = 30\n")
+        assert not changes.are_ready(stop, errors.append)
+    assert len(errors) == 1
+    assert "Did you mean publish_minutes?" in errors[0]
+    assert "the one before stays in use" in changes.as_failed_parts()["configuration"]
+
+    def correct(message: str) -> None:
+        errors.append(message)
+        path.write_text(f"{private}publish_minutes = 30\n")
+
+    path.write_text(private.replace("text_days = 9", 'text = "drap"'))
+    assert changes.are_ready(stop, correct), "it waits until the file is valid"
+    assert "nothing is loaded" in errors[1]
+    stop.set()
+    path.write_text("[sources.msgbubbles.privacy")
+    assert changes.are_ready(stop, errors.append)

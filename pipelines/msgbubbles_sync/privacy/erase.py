@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import msgspec
 from dlt.common.json import json as dlt_json
 from dlt.common.versioned_state import compress_state, decompress_state
 
-from msgbubbles.errors import ConfigurationError
+from msgbubbles.errors import ConfigurationError, MsgBubblesError
 from msgbubbles.handles import parse_handle
 from msgbubbles.mentions import MIN_DIGITS, canonical_handle
 from msgbubbles.policy import PSEUDONYM, Pseudonymizer
@@ -49,6 +50,8 @@ from msgbubbles_sync.workspace import Workspace
 from .rewrite import StoredRows, rewriting
 
 STEP = "erase"
+# What remains of an erasure once no table has its people: the files next to them.
+FILES_STEP = "erase_files"
 # Chats that only events show, without the other side.
 UNIDENTIFIED = "from_event_at IS NOT NULL AND remote_handle IS NULL"
 IS_THEIRS = "IN (SELECT id FROM gone_people)"
@@ -111,7 +114,13 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     hashes = {*map(pseudonyms.erased_handle, handles)}
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
     store_copy(workspace, context.destination)
-    return purge(context, handles)
+    certificate = purge(context, handles)
+    try:
+        certificate.rows += purge_files(context)
+    except (MsgBubblesError, OSError, sqlite3.Error) as error:
+        why = str(error) if isinstance(error, MsgBubblesError) else f"{workspace.folder} ({type(error).__name__})"
+        certificate.out_of_reach.append(f"{why}. Every run tries again until it succeeds")
+    return certificate
 
 
 def _is_handle(text: str) -> bool:
@@ -119,7 +128,9 @@ def _is_handle(text: str) -> bool:
 
 
 def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
-    """Remove everybody whose hash is in the privacy record. May be repeated.
+    """Remove everybody whose hash is in the privacy record from tables and marts. May be repeated.
+
+    `purge_files` has to follow: until then, `FILES_STEP` is pending.
 
     `handles` are those to remove from texts as well. Without them, as after an interrupted erasure, each handle in a
     text is compared with the hashes.
@@ -138,12 +149,25 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
         certificate.rows += rows.counts
         if ERASURES.name not in context.destination.unwritable:
             _store_certificate(rows.connection, certificate)
-    certificate.rows += _purge_ledger(workspace, redactor)
-    _purge_files(workspace, redactor)
-    if isinstance(redactor.vault, Vault):
-        certificate.rows += Counter({"the vault": redactor.vault.remove(redactor.is_erased)})
+    workspace.set_pending(FILES_STEP)
     workspace.set_done(STEP)
     return certificate
+
+
+def purge_files(context: Context) -> Counter[str]:
+    """Remove everybody whose hash is in the privacy record from the files of the workspace, and return the counts.
+
+    May be repeated. Raises `MsgBubblesError`, `OSError` and `sqlite3.Error` for a file that cannot be read or changed.
+    """
+    workspace = context.workspace
+    redactor = build_redactor(workspace, context.settings)
+    _purge_lines(workspace, redactor)
+    counts: Counter[str] = Counter()
+    if isinstance(redactor.vault, Vault):
+        counts["the vault"] = redactor.vault.remove(redactor.is_erased)
+    counts += _purge_ledger(workspace, redactor)
+    workspace.set_done(FILES_STEP)
+    return counts
 
 
 def _read_handles(rows: StoredRows) -> set[str]:
@@ -318,7 +342,7 @@ def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
         return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.replace_erased)})
 
 
-def _purge_files(workspace: Workspace, redactor: Redactor) -> None:
+def _purge_lines(workspace: Workspace, redactor: Redactor) -> None:
     """Remove dead letters of webhooks that mention an erased person, and mentions in the run log."""
     for path in dead_letter_folder(workspace).glob("*.jsonl"):
         _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)

@@ -277,10 +277,14 @@ def test_erasure_and_later_loads_require_the_key(workspace: Workspace, monkeypat
             build_redactor(workspace, load_settings())
 
 
-def test_damaged_published_file_keeps_nobody_from_being_erased(workspace: Workspace) -> None:
+def test_damaged_files_keep_nobody_from_being_erased(workspace: Workspace) -> None:
     put(workspace, "messages", ("m1", "c", OURS, f"call {ANN}", None, None))
-    workspace.database.write_bytes(b"not a database" * 500)
-    assert erased(workspace, ANN)["rows"] == {"messages": 1}
+    for path in (workspace.database, workspace.folder / "groups.sqlite"):
+        path.write_bytes(b"not a database" * 500)
+    certificate = erased(workspace, ANN)
+    assert certificate["rows"] == {"messages": 1}
+    assert f"{workspace.folder}/groups.sqlite is damaged" in certificate["out_of_reach"][-1]
+    assert workspace.is_pending(erasing.FILES_STEP)
     assert get(workspace, "SELECT text FROM msgbubbles.messages") == [("call [erased]",)]
 
 

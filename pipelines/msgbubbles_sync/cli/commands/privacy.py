@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgbubbles_sync.cli.console import check_terminal, confirm
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.lock import hold_lock
-from msgbubbles_sync.outcome import EXIT_STOPPED
+from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.text import format_count
@@ -20,7 +20,7 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
-    return 0
+    return EXIT_INCOMPLETE if context.workspace.is_pending(erasing.FILES_STEP) else 0
 
 
 def apply_policy(session: Session) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Context, Limits
-from msgbubbles_sync.lock import hold_lock
+from msgbubbles_sync.lock import hold_lock, record_progress
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.settings import account_names
@@ -36,6 +37,10 @@ SECONDS_TO_STOP = 10.0
 # so long while it is invalid.
 QUIET_SECONDS = 1.0
 SECONDS_TO_SAVE = 5.0
+# What a configuration file says about privacy: from each line that names it to the next section.
+PRIVACY = re.compile(r"^[^#\n]*privacy.*?(?=^\s*\[|\Z)", re.I | re.M | re.S)
+KEPT = "the configuration has changed and is not valid: the one before stays in use. {error}"
+HELD = "the configuration has changed and is not valid, and may ask for more privacy: nothing is loaded. {error}"
 
 
 class _Stop(threading.Event):
@@ -52,7 +57,7 @@ class _Stop(threading.Event):
 def run(session: Session, every_seconds: float, health_address: tuple[str, int] | None) -> int:
     """Run the job until a signal arrives, which is a success. Starts itself again when the configuration changes."""
     workspace, reporter = session.context.workspace, session.reporter
-    stop, configured = _Stop(), _read_marks()
+    stop, changes = _Stop(), Changes()
     observers: list[Callable[[Cycle], None]] = [lambda cycle: _print(cycle, reporter)]
     with ExitStack() as stack:
         stack.enter_context(hold_lock(workspace.folder, "watch"))
@@ -60,7 +65,7 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
         if health_address is not None:
             from msgbubbles_sync.watch_health import Health, serve_health  # the extra `webhooks`
 
-            health = Health(every_seconds)
+            health = Health(every_seconds, lambda: changes.error)
             observers.append(health.add)
             stack.enter_context(serve_health(health, health_address))
         reached = stack.enter_context(connect(session)).context
@@ -70,12 +75,15 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
                 # Another command may have changed what a context has cached.
                 context = replace(reached)
                 sync.prepare(replace(session, context=context))
-                return run(context, Limits(stop=stop))
+                return run(context, Limits(stop=stop, failed_parts=changes.as_failed_parts()))
+
+        def on_error(message: str) -> None:
+            reporter.fail(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
 
         def on_cycle(cycle: Cycle) -> bool:
             for observe in observers:
                 observe(cycle)
-            return _read_marks() == configured
+            return not changes.are_ready(stop, on_error)
 
         Watch(
             spool_folder(workspace),
@@ -86,26 +94,68 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             lambda error: explain_end(error, session.context),
             on_cycle,
         ).run()
-        _wait_until_saved(stop)
     if not stop.is_set():
         reporter.say("the configuration has changed; starting again")
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - as this process was started
     return 0
 
 
+class Changes:
+    """The changes of the configuration files since the watch has started. `error` is what is wrong with them."""
+
+    def __init__(self) -> None:
+        self._marks, self._privacy, self.error = _read_marks(), _read_privacy(), ""
+
+    def as_failed_parts(self) -> dict[str, str]:
+        return {"configuration": self.error} if self.error else {}
+
+    def are_ready(self, stop: threading.Event, on_error: Callable[[str], None]) -> bool:
+        """Return whether to start again with a changed configuration, or to stop.
+
+        While it is invalid, the one before stays in use. If it may be about privacy, waits instead, because rows must
+        not be loaded under a policy that is no longer wanted.
+        """
+        if _read_marks() == self._marks:
+            return False
+        _wait_until_saved(stop)
+        while not stop.is_set():
+            error, is_private = _find_error(), _read_privacy() != self._privacy
+            self._marks = _read_marks()
+            if not error:
+                return True
+            message = (HELD if is_private else KEPT).format(error=error)
+            if message != self.error:
+                on_error(message)
+            self.error = message
+            if not is_private:
+                return False
+            record_progress()
+            stop.wait(QUIET_SECONDS)
+        return True
+
+
 def _wait_until_saved(stop: threading.Event) -> None:
     marks, deadline = None, time.monotonic() + SECONDS_TO_SAVE
-    while marks != (marks := _read_marks()) or (time.monotonic() < deadline and not _is_valid()):
+    while marks != (marks := _read_marks()) or (time.monotonic() < deadline and _find_error()):
         if stop.wait(QUIET_SECONDS):
             return
 
 
-def _is_valid() -> bool:
+def _find_error() -> str:
     try:
         account_names()  # reads all values
-    except ConfigurationError:
-        return False
-    return True
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def _read_privacy() -> list[str]:
+    """Return what the configuration files say about privacy, as text: they may be invalid."""
+    texts = []
+    for name in FILES:
+        with suppress(OSError):  # an unreadable file differs from one with these settings
+            texts += PRIVACY.findall((configuration_folder() / name).read_text(errors="replace"))
+    return texts
 
 
 def _read_marks() -> list[tuple[str, int, int]]:
