@@ -39,8 +39,8 @@ QUIET_SECONDS = 1.0
 SECONDS_TO_SAVE = 5.0
 # What a configuration file says about privacy: from each line that names it to the next section.
 PRIVACY = re.compile(r"^[^#\n]*privacy.*?(?=^\s*\[|\Z)", re.I | re.M | re.S)
-KEPT = "the configuration has changed and is not valid: the one before stays in use. {error}"
-HELD = "the configuration has changed and is not valid, and may ask for more privacy: nothing is loaded. {error}"
+STILL_IN_USE = "the configuration has changed and is not valid: the one before stays in use. {error}"
+NOT_LOADED = "the configuration has changed and is not valid, and may ask for more privacy: nothing is loaded. {error}"
 
 
 class _Stop(threading.Event):
@@ -123,7 +123,7 @@ class Changes:
             self._marks = _read_marks()
             if not error:
                 return True
-            message = (HELD if is_private else KEPT).format(error=error)
+            message = (NOT_LOADED if is_private else STILL_IN_USE).format(error=error)
             if message != self.error:
                 on_error(message)
             self.error = message
