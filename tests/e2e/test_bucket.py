@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,9 +14,12 @@ import pytest
 
 from helpers import s3
 from helpers.canary import find_words
+from helpers.catalog import check_descriptions
 from helpers.context import build_destination
+from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import lake_in_bucket, query
+from helpers.lake import COUNT_CONTACT, change, lake_in_bucket, list_contacts, query
+from helpers.marts_reference import check_marts
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
@@ -63,6 +67,8 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
             refused = job.run(*INTO, status=2)
             assert len(job.server.requests) == asked, "a run asks the bucket before it reads anything"
         proxy.revive()
+        list_contacts(job)
+        spool(workspace, [typing(1, conversation_id=job.server.truth().chats[0]["id"])])
         done = job.run(*INTO, transform=True)
         for run in (failed, refused):
             assert "the bucket s3://lake/lake cannot be used: it does not answer; check the network" in run.errors
@@ -71,6 +77,14 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
         assert counts == {0}, "no reader has seen a part of the load"
         with build_destination(workspace).open_reader() as connection:
             assert differences_of(select_rows(connection), truth) == {}
+        check_descriptions(workspace)
+        assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
+        assert query(workspace, "SELECT chat_id FROM msgbubbles.webhook_events") == [{"chat_id": truth.chats[0]["id"]}]
+
+        change(job)
+        job.run(*INTO, transform=True)
+        check_marts(partial(query, workspace))
+        with build_destination(workspace).open_reader() as connection:
             marts = connection.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchall()
         assert {check["name"]: check["state"] for check in job.ask("check", *INTO)}["destination"] == "ok"
 

@@ -15,6 +15,7 @@ from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles_sync.display import escape_json
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.text import format_count
 
 from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_title
 
@@ -157,21 +158,22 @@ def trim_plan(plan: Plan, observed: Mapping[str, ObservedGroup], *, begun: bool)
 def check_limits(plan: Plan, limits: ChangeLimits) -> None:
     """Raise `UsageError` if a plan changes more than allowed, as after a wrong query."""
     groups, people = len(plan.desired), sum(len(group.addresses) for group in plan.desired)
-    for kind, what, allowed, option, total in (
-        ("create", "groups", limits.creates, "--max-creates", None),
-        ("rename", "groups", limits.renames, "--max-renames", groups),
-        ("add", "people", limits.adds, "--max-adds", people),
-        ("remove", "people", limits.removals, "--max-removals", people),
+    for kind, noun, allowed, option, total in (
+        ("create", "group", limits.creates, "--max-creates", None),
+        ("rename", "group", limits.renames, "--max-renames", groups),
+        ("add", "person", limits.adds, "--max-adds", people),
+        ("remove", "person", limits.removals, "--max-removals", people),
     ):
         count = plan.count(kind)
+        change = f"this would {kind} {format_count(count, noun)}"
         if count > allowed:
             raise UsageError(
-                f"this would {kind} {count:,} {what}, and {allowed:,} are allowed; nothing was changed. "
+                f"{change}, and {allowed:,} are allowed; nothing was changed. "
                 f"Check the table. If it is right, pass {option} {count}"
             )
         percent = math.ceil(100 * count / total) if total else 0
         if count > ALWAYS_ALLOWED and percent > limits.percent:
             raise UsageError(
-                f"this would {kind} {count:,} {what}, {percent}% of the {total:,} in the table, and {limits.percent}% "
+                f"{change}, {percent}% of the {total:,} in the table, and {limits.percent}% "
                 f"are allowed; nothing was changed. Check the table. If it is right, pass --max-percent {percent}"
             )

@@ -28,5 +28,5 @@ def apply_policy(session: Session) -> int:
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
-    session.reporter.print_text({"apply": dict(changed)}, f"Changed: {counts or 'nothing'}.")
+    session.reporter.print_text({"apply": dict(changed)}, f"Changed values: {counts or 'none'}.")
     return 0
