@@ -35,7 +35,15 @@ from msgbubbles_sync.workspace import DATASET, UNUSABLE
 from .base import Destination
 from .comments import list_descriptions, write_comments
 from .duckdb_file import open_published
-from .parquet_rewrite import STATES, find_damaged, finish_replacing, load_states, read_state_version, replace_files
+from .parquet_rewrite import (
+    STATES,
+    find_damaged,
+    find_small,
+    finish_replacing,
+    load_states,
+    read_state_version,
+    replace_files,
+)
 from .parquet_tables import read_tables, select_all, write_json
 from .publish import new_copy, replace_database
 from .scratch import open_scratch
@@ -50,9 +58,7 @@ them away and reads everything again into Parquet."""
 MOVED_DELTA = """{tables} held Delta tables of an older release, which are no longer supported: moved to {moved}.
 Everything is read again from the API into Parquet. Webhook events that were loaded before, and rows that the API no
 longer returns, are only in {moved}. Delete it when you do not need them."""
-DAMAGED_FILE = re.compile(
-    r"File '([^']+)' too small to be a Parquet file|No magic bytes found at end of file '([^']+)'"
-)
+DAMAGED_FILE = re.compile(r"""(?:File|at end of file|Failed to read file) ['"]([^'"]+\.parquet)['"](?!.*[Mm]emory)""")
 ONE_ACCOUNT = """{folder} holds one account without a name; choose another bucket_url for the named accounts"""
 
 # The folder in a build with the intermediate tables.
@@ -61,11 +67,10 @@ STAGING = ".staging"
 NAMELESS = "_"
 # The note of `find_damaged`.
 WHOLE_UNTIL = "whole_until"
+# The step of the next run that reads all files, because one of them is damaged.
+DAMAGE = "damage"
 # If a table has more files than this, the small ones are compacted into one.
 MAX_FILES = 100
-# A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
-# again only when the table has doubled, and not with every hundredth load.
-SMALL_BYTES = 16 * 1024 * 1024
 # How long a replaced file stays for its readers.
 REPLACED_FILES_SECONDS = 3600
 
@@ -196,8 +201,8 @@ class ParquetFiles(Destination):
 
     def explain(self, message: str) -> str | None:
         if file := DAMAGED_FILE.search(message):
-            (self._workspace.folder / WHOLE_UNTIL).unlink(missing_ok=True)  # the next run searches all files
-            return f"{file[1] or file[2]} is damaged. Run a sync, which reads its rows again"
+            self._workspace.set_pending(DAMAGE)
+            return f"{file[1]} is damaged. Run a sync, which reads its rows again"
         return None
 
     def list_out_of_reach(self) -> list[str]:
@@ -227,7 +232,9 @@ class ParquetFiles(Destination):
     def move_damaged_files(self) -> list[Path]:
         """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
         note = self._workspace.folder / WHOLE_UNTIL
-        damaged = [move_damaged(path) for path in find_damaged(self.tables_folder, note)]
+        is_thorough = self._workspace.is_pending(DAMAGE)
+        damaged = [move_damaged(path) for path in find_damaged(self.tables_folder, note, is_thorough=is_thorough)]
+        self._workspace.set_done(DAMAGE)
         if damaged:
             remove(self.tables_folder / STATES)
             self._workspace.forget_loads()
@@ -280,7 +287,12 @@ class ParquetFiles(Destination):
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         before = self._read_own_view()
         marts = self._find_builds(before.marts, held_marts)
-        old = before.old | {name: time.time() for name in self._compact(before.old)}
+        old, failure = dict(before.old), None
+        try:
+            for name in self._compact(before.old):
+                old[name] = time.time()
+        except duckdb.Error as error:  # what was written is published without that
+            failure = error
         builds = [path.name for path in self._marts.glob("*")]
         for name in {f"{self._marts.name}/{build}" for build in builds if build not in marts.values()} - old.keys():
             old[name] = time.time()
@@ -294,6 +306,8 @@ class ParquetFiles(Destination):
                 tables[schema][table] = ReaderTable(columns, query)
         write_json(self._view_file, ReaderView(tables, marts, old))
         self._replace_reader_database()
+        if failure is not None:
+            raise failure
         return None
 
     def _read_own_view(self) -> ReaderView:
@@ -322,12 +336,11 @@ class ParquetFiles(Destination):
             queries["marts", mart] = select_all(self._marts / build / mart)
         return queries
 
-    def _compact(self, old: Mapping[str, float]) -> list[str]:
-        """Merge the small files of each table that has too many, and return the replaced ones.
+    def _compact(self, old: Mapping[str, float]) -> Iterator[str]:
+        """Merge the small files of each table that has too many, and yield the replaced ones.
 
         While old and new files exist, each row exists twice; only one of them is current.
         """
-        replaced: list[str] = []
         for name, table in read_tables(self.tables_folder).items():
             folder = self.tables_folder / name
             for leftover in folder.glob(".*.new"):  # of a killed run
@@ -335,7 +348,7 @@ class ParquetFiles(Destination):
             files = [path for path in folder.glob("*.parquet") if f"{self.dataset}/{name}/{path.name}" not in old]
             if len(files) <= MAX_FILES:
                 continue
-            small = _find_small(files)
+            small = find_small(files)
             new = folder / f".{time.time_ns()}.new"
             with _connect() as connection:
                 connection.execute("SET preserve_insertion_order = false")
@@ -346,8 +359,7 @@ class ParquetFiles(Destination):
                 connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
             sync_to_disk(new)
             new.rename(folder / f"compacted.{time.time_ns()}.parquet")
-            replaced += [f"{self.dataset}/{name}/{path.name}" for path in small]
-        return replaced
+            yield from (f"{self.dataset}/{name}/{path.name}" for path in small)
 
     def _replace_reader_database(self) -> None:
         """Replace the database of views, which shows all accounts."""
@@ -368,17 +380,6 @@ class ParquetFiles(Destination):
                 _create_views(connection, views)
                 write_comments(connection, DATASET, list_descriptions())
             replace_database(database, copy)
-
-
-def _find_small(files: Sequence[Path]) -> list[Path]:
-    """Return the files to merge: the smaller ones, up to one that is larger than all of them together."""
-    sizes = sorted((path.stat().st_size, path) for path in files)
-    count = total = 0
-    for number, (size, _) in enumerate(sizes, 1):
-        if size <= max(total, SMALL_BYTES):
-            count = number
-        total += size
-    return [path for _, path in sizes[:count]]
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -23,6 +24,9 @@ UNFINISHED, FINISHED = ".rewriting", ".rewritten"
 # The names of the new files, by table.
 MANIFEST = "files.json"
 STATES = "_dlt_pipeline_state"
+# A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
+# again only when the table has doubled, and not with every hundredth load.
+SMALL_BYTES = 16 * 1024 * 1024
 PARQUET_MAGIC = b"PAR1"  # the first and last four bytes of a file
 
 
@@ -43,16 +47,17 @@ def read_state_version(tables: Path) -> int:
     return int(json.loads(files[-1].read_text())["version"]) if files else 0
 
 
-def find_damaged(tables: Path, whole_until: Path) -> list[Path]:
-    """Return the files of tables, and of states, that were cut off.
+def find_damaged(tables: Path, whole_until: Path, *, is_thorough: bool = False) -> list[Path]:
+    """Return the files of tables, and of states, that were cut off; with `is_thorough`, all that cannot be read.
 
-    Notes in the modification time of `whole_until` that of the newest file when all were whole. Only files that have
-    been written since are read.
+    Notes in the modification time of `whole_until` that of the newest file when all were whole. Otherwise, only files
+    that have been written since are read.
     """
     files = [*tables.glob("*/*.parquet"), *(tables / STATES).glob("*.jsonl")]
     written_at_ns = {path: read_modified_at_ns(path) for path in files}
-    known_ns = read_modified_at_ns(whole_until)
-    damaged = [path for path, at_ns in written_at_ns.items() if at_ns >= known_ns and not _is_whole(path)]
+    known_ns = 0 if is_thorough else read_modified_at_ns(whole_until)
+    is_intact = _is_readable if is_thorough else _is_whole
+    damaged = [path for path, at_ns in written_at_ns.items() if at_ns >= known_ns and not is_intact(path)]
     if files and not damaged:
         whole_until.touch()
         os.utime(whole_until, ns=(max(written_at_ns.values()),) * 2)
@@ -70,6 +75,27 @@ def _is_whole(path: Path) -> bool:
         starts_well = file.read(4) == PARQUET_MAGIC
         file.seek(max(path.stat().st_size - 4, 4))
         return starts_well and file.read() == PARQUET_MAGIC
+
+
+def _is_readable(path: Path) -> bool:
+    if path.suffix == ".jsonl":
+        return _is_whole(path)
+    rows = f"FROM read_parquet({quote_literal(str(path))}) AS rows"
+    with duckdb.connect() as connection, suppress(duckdb.InvalidInputException):
+        connection.execute(f"SELECT bit_xor(hash(rows)) {rows}")
+        return True
+    return False
+
+
+def find_small(files: Sequence[Path]) -> list[Path]:
+    """Return the files to merge: the smaller ones, up to one that is larger than all of them together."""
+    sizes = sorted((path.stat().st_size, path) for path in files)
+    count = total = 0
+    for number, (size, _) in enumerate(sizes, 1):
+        if size <= max(total, SMALL_BYTES):
+            count = number
+        total += size
+    return [path for _, path in sizes[:count]]
 
 
 def replace_files(connection: duckdb.DuckDBPyConnection, tables: Path, names: Mapping[str, str]) -> None:

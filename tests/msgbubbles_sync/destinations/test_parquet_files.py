@@ -183,6 +183,16 @@ def test_only_new_files_are_searched_for_damage_until_a_reader_finds_some(
     assert destination.move_damaged_files() == []
     new.write_bytes(b"")
     assert len(destination.move_damaged_files()) == 1, "it was written since"
+    duckdb.sql(f"COPY (SELECT range AS n, hash(range) AS text FROM range(9000)) TO '{old}' (FORMAT parquet)")
+    os.utime(old, (1, 1))
+    content = old.read_bytes()
+    old.write_bytes(content[:99] + bytes(9999) + content[10098:])  # its first and last bytes are intact
+    assert destination.move_damaged_files() == []
+    with pytest.raises(duckdb.InvalidInputException) as failure:
+        duckdb.sql(f"SELECT sum(n), max(text) FROM '{old}'").fetchall()
+    assert destination.explain(str(failure.value)) == f"{old} is damaged. Run a sync, which reads its rows again"
+    assert len(destination.move_damaged_files()) == 1
+    assert destination.move_damaged_files() == []
 
 
 def test_new_files_get_the_permissions_of_the_folder(files: Path, build: Callable[..., ParquetFiles]) -> None:
@@ -267,7 +277,7 @@ def test_only_small_files_are_compacted_and_readers_see_each_row_once(
     folder.mkdir(parents=True)
     write_json(files / "msgbubbles" / "_tables.json", {"things": Table(("id",))})
     monkeypatch.setattr(parquet_files, "MAX_FILES", 4)
-    monkeypatch.setattr(parquet_files, "SMALL_BYTES", 0)
+    monkeypatch.setattr(parquet_rewrite, "SMALL_BYTES", 0)
 
     def write(name: str, first: int, rows: int, load_id: int) -> None:
         columns = f"{first} + range AS id, {load_id} AS value, '{load_id}' AS _dlt_load_id, now() AS _fetched_at"
