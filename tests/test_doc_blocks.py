@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 import yaml
 
 from helpers.doc_blocks import Block, find_missing_line, read_blocks, split_console
-from helpers.process import inherited_environment
+from helpers.process import inherited_environment, install_forks
 from msgbubbles_sync.sandbox import Account, Server, seed, serve
 from msgbubbles_sync.settings import load_settings
 
@@ -47,7 +48,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Return a copy of the project, as a user has it after `git clone` and the set-up of `make`."""
+    """Return a copy of the project, as a user has it after `git clone`; `install_forks` is the set-up of `make`."""
     folder = tmp_path / "project"
     ignored = shutil.ignore_patterns("secrets.toml", "logs", "__marimo__")
     for name in COPIED:
@@ -55,7 +56,6 @@ def project(tmp_path: Path) -> Path:
     for path in ROOT.glob("*"):
         if path.is_file() and path.suffix in (".md", ".toml", ".lock", ""):
             shutil.copy2(path, folder)
-    (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
 
@@ -81,11 +81,11 @@ def environment(project: Path, server: Server) -> dict[str, str]:
     }
 
 
-def run(block: Block, command: list[str], project: Path, variables: dict[str, str]) -> str:
-    done = subprocess.run(
+def run(block: Block, command: list[str], project: Path, variables: dict[str, str], forks: dict[str, Any]) -> str:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         command,
         cwd=project,
-        env=variables,
+        **forks | {"env": variables | forks.get("env", {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,22 +99,23 @@ def run(block: Block, command: list[str], project: Path, variables: dict[str, st
 def test_blocks_run_in_order_and_print_what_is_documented(project: Path, server: Server) -> None:
     variables = environment(project, server)
     python = {**variables, "PYTHONPATH": str(project / "pipelines"), "SOURCES__MSGBUBBLES__API_KEY": server.key}
-    for block in BLOCKS:
-        if block.reason:
-            continue
-        if block.language == "console":
-            for command in split_console(block):
-                printed = run(block, [BASH, "-c", command.text], project, variables)
-                missing = find_missing_line(command.output, printed, project)
-                assert missing is None, f"{block}: {command.text}\nnot printed: {missing}\nprinted:\n{printed}"
-        elif block.language == "sh":
-            run(block, [BASH, "-ec", block.body], project, variables)
-        elif block.language == "python":
-            body = block.body.replace('connect("sk_live_...")', f'connect("{server.key}", "{server.url}")')
-            run(block, [sys.executable, "-c", body], project, python)
-        elif block.language == "sql":
-            with duckdb.connect(str(project / "demo.duckdb"), read_only=True) as connection:
-                connection.execute(block.body)
+    with install_forks(project) as forks:
+        for block in BLOCKS:
+            if block.reason:
+                continue
+            if block.language == "console":
+                for command in split_console(block):
+                    printed = run(block, [BASH, "-c", command.text], project, variables, forks)
+                    missing = find_missing_line(command.output, printed, project)
+                    assert missing is None, f"{block}: {command.text}\nnot printed: {missing}\nprinted:\n{printed}"
+            elif block.language == "sh":
+                run(block, [BASH, "-ec", block.body], project, variables, forks)
+            elif block.language == "python":
+                body = block.body.replace('connect("sk_live_...")', f'connect("{server.key}", "{server.url}")')
+                run(block, [sys.executable, "-c", body], project, python, forks)
+            elif block.language == "sql":
+                with duckdb.connect(str(project / "demo.duckdb"), read_only=True) as connection:
+                    connection.execute(block.body)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)

@@ -11,10 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers import fork_server
+from helpers import fork_server, forked_python
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 # Read when Python starts or when a library is imported: a process with others cannot be a fork.
@@ -37,13 +39,13 @@ def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
 class _Server:
     """The process that is forked. It ends when this process does."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipelines: Path = PIPELINES) -> None:
         environment = inherited_environment()
         self._read_at_import = _read_at_import(environment)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, fork_server.__file__, str(theirs.fileno()), str(PIPELINES)],
+                [sys.executable, fork_server.__file__, str(theirs.fileno()), str(pipelines)],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -61,6 +63,10 @@ class _Server:
         if not pid:
             raise RuntimeError("the fork server has ended")
         return int(pid), report
+
+    def fileno(self) -> int:
+        """Return the descriptor to which requests are sent."""
+        return self._control.fileno()
 
     def close(self) -> None:
         self._control.close()
@@ -80,6 +86,23 @@ def server() -> _Server:
     if not _servers:
         _servers.append(_Server())
     return _servers[0]
+
+
+@contextmanager
+def install_forks(project: Path) -> Iterator[dict[str, Any]]:
+    """Replace `.venv` of a copy of the project by one whose `python` forks. Yields options for Popen."""
+    folder = project / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for path in Path(sys.prefix, "bin").iterdir():
+        (folder / path.name).symlink_to(path)
+    if not FORKS:
+        yield {}
+        return
+    (folder / "python").unlink()
+    (folder / "python").write_text(f"#!{sys.executable} -IS\n{Path(forked_python.__file__).read_text()}")
+    (folder / "python").chmod(0o700)
+    with closing(_Server(project / "pipelines")) as forks:
+        yield {"pass_fds": [forks.fileno()], "env": {"FORK_SERVER": str(forks.fileno())}}
 
 
 class Process(subprocess.Popen[str]):
