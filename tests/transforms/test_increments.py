@@ -18,6 +18,7 @@ from .conftest import Replica, Statements
 UTC = ZoneInfo("UTC")
 # What `remove_built_loads` compares with, and much lower numbers.
 REMOVES = (("> 2000", "> 4"), ("limit 1000", "limit 2"))
+LOADS = pick_size(12, nightly=24)
 NEVER = (("> 2000", "> 2000000"),)
 BY_LOAD = ("int_thread_messages", "group_membership", "chat_title_history", "int_typing_spells", "int_contact_replies")
 
@@ -177,15 +178,24 @@ def test_mart_without_bookkeeping_is_rebuilt(warehouse: Any, at: Any) -> None:
     } == {"+2"}
 
 
-def test_mart_that_missed_a_run_catches_up(warehouse: Any) -> None:
+def test_mart_that_missed_a_run_catches_up(replica: Any, at: Any) -> None:
     group = {"id": "g", "is_group": True, "from_handle": "+1"}
-    warehouse.load("1", chats=[group])
-    warehouse.rebuild()
-    warehouse.load("2", chats=[group | {"from_handle": "+2"}])
-    warehouse.transform("--exclude", "group_membership")
-    warehouse.load("3", chats=[group | {"id": "h"}])
-    warehouse.transform()
-    assert [row["handle"] for row in warehouse.mart("group_membership")] == ["+2", "+1"]
+    replica.load("1", chats=[group])
+    replica.transform()
+    replica.load("2", chats=[group | {"from_handle": "+2"}])
+    run_without(replica, "group_membership")
+    replica.load("3", chats=[group | {"id": "h"}])
+    replica.transform()
+    assert [row["handle"] for row in replica.mart("group_membership")] == ["+2", "+1"]
+
+    message = {"id": "m", "conversation_id": "g", "cursor_at": at(1), "direction": "inbound"}
+    replica.load("4", messages=[message])
+    replica.transform()
+    replica.load("5", messages=[message | {"conversation_id": "h"}])
+    run_without(replica, "thread_activity_daily")
+    assert [row["chat_id"] for row in replica.mart("thread_activity_daily")] == ["g"]
+    replica.transform()
+    assert [row["chat_id"] for row in assert_equal_to_rebuild(replica)["thread_activity_daily"]] == ["h"]
 
 
 def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> None:
@@ -197,18 +207,17 @@ def test_failed_models_keep_their_rows_and_catch_up(warehouse: Any, at: Any) -> 
     before = read_marts(warehouse)
     warehouse.load("2", messages=[message | {"conversation_id": "b"}])
     warehouse.execute("alter table staging.built_loads rename column load_id to renamed")  # the last hook fails
-    for model in ("int_thread_messages", "thread_activity_daily"):
-        assert not warehouse.dbt("run", "--select", model).success
-        assert read_marts(warehouse) == before
+    expected = {"int_thread_messages": "error", "thread_activity_daily": "skipped"}
+    result = warehouse.dbt("run", "--select", *expected).result
+    assert {node.node.name: node.status for node in result}.items() >= expected.items()
+    assert read_marts(warehouse) == before
     warehouse.execute("alter table staging.built_loads rename column renamed to load_id")
-    warehouse.transform("--exclude", "thread_activity_daily")
-    assert warehouse.mart("thread_activity_daily") == before["thread_activity_daily"]
     warehouse.transform()
     after = assert_equal_to_rebuild(warehouse)
     assert [row["chat_id"] for row in after["thread_activity_daily"]] == ["b"]
 
 
-def test_list_of_contacts_changes_the_contacts_it_names(warehouse: Any, at: Any) -> None:
+def test_list_of_contacts_changes_the_contacts_it_names(replica: Any, at: Any) -> None:
     chats = [
         {"id": handle, "is_group": False, "from_handle": "+1", "remote_handle": handle, "created_at": at(0)}
         for handle in ("+9", "Ann@B.de", "+10")
@@ -218,8 +227,8 @@ def test_list_of_contacts_changes_the_contacts_it_names(warehouse: Any, at: Any)
         for chat, answered in zip(chats, (1, 60, 5), strict=True)
         for minute, direction in ((0, "inbound"), (answered, "outbound"))
     ]
-    warehouse.load("1", chats=chats, messages=messages)
-    warehouse.transform()
+    replica.load("1", chats=chats, messages=messages)
+    replica.transform()
     alone = {("+9", None): 60, ("Ann@B.de", None): 3600, ("+10", None): 300}
     for load_id, contacts, medians in (
         ("2", {"+9": "ann", "ann@b.de": "ann"}, {("Ann@B.de", "ann"): 1830, ("+10", None): 300}),
@@ -227,15 +236,15 @@ def test_list_of_contacts_changes_the_contacts_it_names(warehouse: Any, at: Any)
         ("4", {"ann@b.de": None, "+10": None}, alone),
     ):
         rows = [{"handle": handle, "contact": contact} for handle, contact in contacts.items()]
-        warehouse.load(load_id, contact_aliases=rows)
-        warehouse.transform()
-        found = {(row["handle"], row["contact"]): row["our_median_reply_seconds"] for row in warehouse.mart("contact")}
+        replica.load(load_id, contact_aliases=rows)
+        replica.transform()
+        found = {(row["handle"], row["contact"]): row["our_median_reply_seconds"] for row in replica.mart("contact")}
         assert found == medians
-        assert {(row["handle"], row["contact"]) for row in warehouse.mart("contact_monthly")} == {*medians}
-        assert_equal_to_rebuild(warehouse)
+        assert {(row["handle"], row["contact"]) for row in replica.mart("contact_monthly")} == {*medians}
+        assert_equal_to_rebuild(replica)
 
 
-def test_chat_that_moves_to_another_contact_changes_both(warehouse: Any, at: Any) -> None:
+def test_chat_that_moves_to_another_contact_changes_both(replica: Any, at: Any) -> None:
     def chat(key: str, contact: str) -> dict[str, Any]:
         return {"id": key, "is_group": False, "from_handle": "+1", "remote_handle": contact}
 
@@ -246,10 +255,10 @@ def test_chat_that_moves_to_another_contact_changes_both(warehouse: Any, at: Any
     ]
     for load_id, contact, medians in (("1", "+9", {"+9": 1830}), ("2", "+10", {"+9": 60, "+10": 3600})):
         moved = [chat("slow", contact)] + ([chat("quick", "+9")] if messages else [])
-        warehouse.load(load_id, chats=moved, messages=messages)
+        replica.load(load_id, chats=moved, messages=messages)
         messages = []
-        warehouse.transform()
-        assert {row["handle"]: row["our_median_reply_seconds"] for row in warehouse.mart("contact")} == medians
+        replica.transform()
+        assert {row["handle"]: row["our_median_reply_seconds"] for row in replica.mart("contact")} == medians
 
 
 def replace_limits(statements: Statements, limits: tuple[tuple[str, str], ...]) -> Statements:
@@ -276,7 +285,7 @@ def test_removed_loads_change_no_decision_over_random_histories(seed: int, state
     chance, account = random.Random(seed), Account(seed, at)
     replicas = [Replica(replace_limits(statements, limits)) for limits in (REMOVES, NEVER)]
     unfinished: list[str] = []
-    for number in range(24):
+    for number in range(LOADS):
         load, load_id = dict(account.next_load(messages=chance.choice([0, 1, 4]))), account.load_ids.pop()
         is_finished, finishes_late = chance.random() < 0.8, bool(unfinished) and chance.random() < 0.3
         is_rebuilt, missed = number == 0 or chance.random() < 0.05, chance.choice([None, None, *BY_LOAD])
@@ -292,8 +301,9 @@ def test_removed_loads_change_no_decision_over_random_histories(seed: int, state
                 run_without(replica, missed)
         unbuilt = [] if is_rebuilt else [read_unbuilt(replica) for replica in replicas]
         assert unbuilt[:1] == unbuilt[1:]
-        pruned, whole = (replica.contents() for replica in replicas)
-        assert pruned == whole
+        if number % 4 == 3:
+            pruned, whole = (replica.contents() for replica in replicas)
+            assert pruned == whole
     counts = []
     for replica in replicas:
         replica.transform()
@@ -301,7 +311,7 @@ def test_removed_loads_change_no_decision_over_random_histories(seed: int, state
         counts.append(replica.rows("select count(*) as loads from msgbubbles._dlt_loads")[0]["loads"])
         assert replica.rows("select distinct load_id from staging.built_loads except from staging.loads") == []
     assert counts[0] <= 4
-    assert counts[1] > 12
+    assert counts[1] > LOADS / 2
 
 
 def read_unbuilt(replica: Replica) -> list[tuple[str, str]]:

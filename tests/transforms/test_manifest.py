@@ -22,10 +22,14 @@ NAMES = Names("duckdb", "memory", "")
 
 @pytest.fixture(scope="module")
 def parsed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the dbt project and parse it."""
+    """Copy the dbt project, and parse it unless it has been parsed."""
     folder = tmp_path_factory.mktemp("parsed")
     copy = folder / "transforms"
     shutil.copytree(files.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
+    cached = manifest._path(NAMES, None)
+    if cached.exists():
+        (copy / "target").mkdir()
+        shutil.copy(cached, copy / "target")
     with pytest.MonkeyPatch.context() as patch:
         _use(copy, patch)
         _parse(folder / "one")
@@ -94,14 +98,23 @@ def test_project_is_parsed_once_and_again_after_a_change(
         manifest.store_manifest(cached, NAMES)
 
 
-@pytest.mark.usefixtures("project")
-def test_manifest_of_other_names_equals_a_parsed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_manifest_is_replaced_by_one_that_equals_it_with_other_names(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = Names("duckdb", "a", "north_")
     [renamed, back] = [manifest.load_manifest(given) for given in (names, NAMES)]
-    monkeypatch.setattr(manifest, "load_manifest", lambda *_: None)
+    [cached] = (project / "target").iterdir()
+    for damage in (b"", cached.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
+        cached.write_bytes(damage)
+        assert manifest.load_manifest(NAMES) is None
+    store = manifest.store_manifest
     stored: list[Any] = []
-    # As it is then: dbt adds the compiled code to it.
-    monkeypatch.setattr(manifest, "store_manifest", lambda parsed, names, _: stored.append((_contents(parsed), names)))
+
+    def record(parsed: Any, *how: Any) -> None:
+        stored.append((_contents(parsed), how[0]))  # as it is then: dbt adds the compiled code to it
+        store(parsed, *how)
+
+    monkeypatch.setattr(manifest, "store_manifest", record)
     workspace = Workspace.from_path(_workspace(tmp_path / "two").folder / ".a.staging.duckdb")
     workspace.make_folders()
     zone = Settings(transforms=TransformSettings(time_zone="Asia/Kolkata"))
@@ -110,18 +123,10 @@ def test_manifest_of_other_names_equals_a_parsed_one(tmp_path: Path, monkeypatch
     [(parsed, parsed_with)] = stored
     assert parsed_with == names
     assert _contents(renamed) == parsed != _contents(back)
+    assert _contents(manifest.load_manifest(names)) == parsed
 
 
 def _contents(found: Any) -> dict[str, Any]:
     kinds = (found.nodes, found.sources, found.unit_tests, found.exposures, found.macros)
     nodes = {key: node.to_dict() for kind in kinds for key, node in kind.items()}
     return {key: {name: value for name, value in node.items() if name != "created_at"} for key, node in nodes.items()}
-
-
-def test_unusable_cache_file_is_replaced(project: Path, tmp_path: Path) -> None:
-    [cached] = (project / "target").iterdir()
-    for damage in (b"", cached.read_bytes()[: manifest.KEY_BYTES] + b"no msgpack"):
-        cached.write_bytes(damage)
-        assert manifest.load_manifest(NAMES) is None
-    _parse(tmp_path / "two")
-    assert manifest.load_manifest(NAMES) is not None

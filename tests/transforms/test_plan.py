@@ -39,13 +39,13 @@ def test_planned_runs_equal_dbt_over_a_random_history(
     planned = Built(tmp_path / "planned", copy_of=recorded)
     by_dbt = Built(tmp_path / "by_dbt", copy_of=recorded, planned_runs=False)
     account = Account(random.randrange(10**6), at)
-    for number, size in enumerate(SIZES):
+    for size in SIZES:
         for load_id in [account.load_ids.pop() for _ in range(account.random.choice([1, 1, 2]))]:
             load: dict[str, Any] = dict(account.next_load(size=size))
             for one in (planned, by_dbt):
                 one.warehouse.load(load_id, **load)
-        # The data tests take most of the time: by day, the last builds' are compared.
-        is_tested = IS_NIGHTLY or number == len(SIZES) - 1
+        # The data tests take most of the time: by day, those of single tables are run below.
+        is_tested = IS_NIGHTLY
         with monkeypatch.context() as patch:
             if not is_tested:
                 patch.setattr(PlanFile, "passes_tests", lambda *_: True)
@@ -62,7 +62,7 @@ def built(recorded: Path, tmp_path: Path) -> Built:
     return Built(tmp_path, copy_of=recorded)
 
 
-@pytest.mark.parametrize("seed", range(pick_size(2, nightly=100)))
+@pytest.mark.parametrize("seed", range(pick_size(1, nightly=100)))
 def test_increments_equal_full_builds_over_random_histories(
     seed: int, new_replica: Callable[[], Replica], at: Callable[[int], Any]
 ) -> None:
@@ -99,7 +99,7 @@ def test_steps_without_work_are_skipped_without_a_difference(
     account = Account(seed, at)
     skipped: set[str] = set()
     chats: list[Any] = []
-    for number in range(24):
+    for number in range(pick_size(12, nightly=24)):
         load: dict[str, Any] = dict(account.next_load(messages=[60, 1, 0, 5][number % 4]))
         if number % 4 == 2 and chats:  # the API often says no more than this
             load = {"chats": [chat | {"deleted_at": (chat["deleted_at"] is None and at(99)) or None} for chat in chats]}
@@ -174,15 +174,22 @@ def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.Monk
     assert built.planned == [False, True]
 
 
-def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_few_tests(monkeypatch: pytest.MonkeyPatch, models: str) -> list[str]:
+    """By day, have dbt test these models only: all data tests take seconds. Returns the commands that it runs."""
     commands: list[str] = []
     run = runner._Dbt.run
 
     def record(dbt: Any, *command: str) -> Any:
         commands.append(command[0])
-        return run(dbt, *command)
+        selected = ("--select", models) if command[0] == "test" and not IS_NIGHTLY else ()
+        return run(dbt, *command, *selected)
 
     monkeypatch.setattr(runner._Dbt, "run", record)
+    return commands
+
+
+def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = run_few_tests(monkeypatch, "thread_activity")
     built.warehouse.load("2", chats=[{"id": "b", "from_handle": "+1"}])
     built.build()
     assert (built.planned, commands) == ([True], [])
@@ -299,8 +306,9 @@ def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:
             assert Counter(failed) == expected, fault
 
 
-def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built) -> None:
+def test_all_rows_are_tested_once_a_day_and_until_they_pass(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between these runs, large tables are tested for the keys that the run touched."""
+    run_few_tests(monkeypatch, "int_thread_messages thread_turns")
     at = built.workspace.folder / "dbt" / "full_tests_at"
 
     def build_after_load(load_id: str) -> dict[str, int]:

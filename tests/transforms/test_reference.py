@@ -254,7 +254,7 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
 
 
 @settings(
-    max_examples=pick_size(40, nightly=100),
+    max_examples=pick_size(24, nightly=100),
     phases=[Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -282,7 +282,7 @@ def make_direct(world: World) -> World:
 
 
 @settings(
-    max_examples=pick_size(15, nightly=100),
+    max_examples=pick_size(8, nightly=100),
     phases=[Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -111,8 +111,12 @@ def test_file_in_a_message_of_dbt_is_found(message: str, file: str | None) -> No
 
 @pytest.fixture
 def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the project without descriptions and data tests, which take most of the time to parse."""
     copy = tmp_path / "transforms"
     shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
+    for path in copy.glob("models/**/*.yml"):
+        if path.name not in ("_groups.yml", "_sources.yml"):
+            path.unlink()
     for module in (process, project, runner, unreadable, last_project):
         monkeypatch.setattr(module, "PROJECT", copy)
     return copy
