@@ -50,14 +50,15 @@ def read_state_version(tables: Path) -> int:
 def find_damaged(tables: Path, whole_until: Path, *, is_thorough: bool = False) -> list[Path]:
     """Return the files of tables, and of states, that were cut off; with `is_thorough`, all that cannot be read.
 
-    Notes in the modification time of `whole_until` that of the newest file when all were whole. Otherwise, only files
-    that have been written since are read.
+    Notes in the modification time of `whole_until` that of the newest file when all were whole. Otherwise, the files of
+    tables, which become many, are read only if they have been written since.
     """
     files = [*tables.glob("*/*.parquet"), *(tables / STATES).glob("*.jsonl")]
     written_at_ns = {path: read_modified_at_ns(path) for path in files}
     known_ns = 0 if is_thorough else read_modified_at_ns(whole_until)
+    due = [path for path, at_ns in written_at_ns.items() if at_ns >= known_ns or path.suffix == ".jsonl"]
     is_intact = _is_readable if is_thorough else _is_whole
-    damaged = [path for path, at_ns in written_at_ns.items() if at_ns >= known_ns and not is_intact(path)]
+    damaged = [path for path in due if not is_intact(path)]
     if files and not damaged:
         whole_until.touch()
         os.utime(whole_until, ns=(max(written_at_ns.values()),) * 2)

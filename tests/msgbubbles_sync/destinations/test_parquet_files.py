@@ -176,6 +176,11 @@ def test_only_new_files_are_searched_for_damage_until_a_reader_finds_some(
     old.write_bytes(b"")
     os.utime(old, (1, 1))
     assert destination.move_damaged_files() == [], "it was whole"
+    state = files / "msgbubbles" / "_dlt_pipeline_state" / "msgbubbles__1__x.jsonl"
+    state.parent.mkdir()
+    state.write_bytes(b"{")
+    os.utime(state, (1, 1))
+    assert [path.name[: len(state.name)] for path in destination.move_damaged_files()] == [state.name]
     assert destination.explain(f"File '{old}' too small to be a Parquet file") is not None
     new.write_bytes(b"")
     assert {path.name.partition(".damaged-")[0] for path in destination.move_damaged_files()} == {old.name, new.name}
