@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from msgbubbles.errors import NotFoundError
 from msgbubbles.models import Chat, Message, Page, fingerprint
+from msgbubbles.times import to_epoch_ms
 
 from .coverage import Task
 from .intervals import OpenInterval
@@ -21,10 +22,14 @@ from .streams import Fetch, StreamReader
 
 @dataclass
 class ChatMessagesResult:
-    """`is_read`: the messages were read, or the chat is gone. `has_overflow`: there was a tie overflow."""
+    """`is_read`: the messages were read, or the chat is gone. `has_overflow`: there was a tie overflow.
+
+    `rejected` are the hashes of the rows that could not be read, by the interval of their page.
+    """
 
     is_read: bool = False
     has_overflow: bool = False
+    rejected: dict[tuple[int, int], set[str]] = field(default_factory=dict)
 
 
 def read_chat_messages(
@@ -51,6 +56,11 @@ def read_chat_messages(
         for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
             progress.note(result)
             context.buffer.add(result.page)
+            times = [to_epoch_ms(row.cursor_at) for row in result.page.rows if row.cursor_at is not None]
+            lo_ms, hi_ms = min(times, default=from_ms), to_ms or to_epoch_ms(result.page.server_at)
+            if result.page.rejected:
+                messages.rejected[lo_ms, hi_ms] = {row.row_hash for row in result.page.rejected}
+            to_ms = lo_ms
             messages.has_overflow = messages.has_overflow or result.overflow is not None
             yield from context.buffer.flush_full()
     messages.is_read = attempt.succeeded
@@ -123,7 +133,25 @@ class ChatByChatReader(StreamReader[Chat]):
 
     def _read_chat_messages(self, chat_id: str, from_ms: int) -> Iterator[Any]:
         # A chat is always read to its end, even beyond the batch: there is no state to resume within one.
-        yield from read_chat_messages(replace(self.context, before_request=self.take_from_batch), chat_id, from_ms)
+        messages = yield from self._read_interval(chat_id, from_ms)
+        for (lo_ms, hi_ms), hashes in messages.rejected.items():
+            self._rejected.add(lo_ms, hi_ms, hashes, to_epoch_ms(self.run.clock.now()), chat_id)
+
+    def _read_interval(
+        self, chat_id: str, from_ms: int, to_ms: int | None = None
+    ) -> Generator[Any, None, ChatMessagesResult]:
+        context = replace(self.context, before_request=self.take_from_batch)
+        return (yield from read_chat_messages(context, chat_id, from_ms, to_ms))
+
+    def _read_rejected(self) -> Iterator[Any]:
+        now_ms = to_epoch_ms(self.run.clock.now())
+        self.progress.ignore_rejected(self._rejected.hashes)
+        for entry in self._rejected.due(now_ms) if self._is_first_batch else ():
+            if entry.chat_id is not None:
+                messages = yield from self._read_interval(entry.chat_id, entry.lo_ms, entry.hi_ms)
+                if messages.is_read:
+                    again = set().union(*messages.rejected.values())
+                    self.run.readable_again |= self._rejected.finish(entry, again, now_ms)
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the chat is as it was when its messages were read, and none can have become visible since."""

@@ -28,10 +28,10 @@ class RejectedIntervals:
         """The hashes of all rejected rows that may be read again."""
         return {row_hash for entry in self._state.rejected for row_hash in entry.hashes}
 
-    def add(self, lo_ms: int, hi_ms: int, hashes: Iterable[str], now_ms: int) -> None:
+    def add(self, lo_ms: int, hi_ms: int, hashes: Iterable[str], now_ms: int, chat_id: str | None = None) -> None:
         """Record that rows of an interval were rejected, unless they are known."""
         if new := {*hashes} - self.hashes:
-            entries = [*self._state.rejected, RejectedInterval(lo_ms, hi_ms, now_ms, 0, sorted(new))]
+            entries = [*self._state.rejected, RejectedInterval(lo_ms, hi_ms, now_ms, 0, sorted(new), chat_id)]
             self._state.rejected = entries[-MAX_INTERVALS:]
 
     def due(self, now_ms: int) -> Iterator[RejectedInterval]:

@@ -52,13 +52,17 @@ class FailedRead(msgspec.Struct, frozen=True):
 
 
 class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
-    """An interval with rows that could not be read, and were read again `tries` times; `hashes` are theirs."""
+    """An interval with rows that could not be read, and were read again `tries` times; `hashes` are theirs.
+
+    It is one of the messages of a chat, or of the whole list.
+    """
 
     lo_ms: int
     hi_ms: int
     last_tried_ms: int
     tries: int
     hashes: list[str]
+    chat_id: str | None = None
 
 
 def find_next_try_ms(entry: FailedRead | RejectedInterval) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,26 @@ def test_row_that_was_garbled_once_comes_with_the_next_run(world: World, text: s
     before = world.requests
     assert world.sync().readable_again == set()
     assert with_rejected - (world.requests - before) <= 3
+
+
+def test_row_of_a_chat_that_was_garbled_once_comes_with_the_next_run(world: World) -> None:
+    def refuse_feed(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        is_feed = path == "/v1/messages" and "conversation_id" not in query
+        return (400, {}, b'{"error": {"code": "invalid_request"}}') if is_feed else None
+
+    world.knobs.answer = refuse_feed
+    texts = ("0.2", "9.0", "19.0")
+    world.knobs.transform_row = lambda _kind, row: f"?{row['text']}" if row.get("text") in texts else row
+    assert world.sync().get_progress("messages").rejected == 3
+    hashes = {row["row_hash"] for row in world.store.tables["rejected_rows"].values()}
+    assert world.sync().readable_again == set()
+    garble(world)
+    before = world.requests
+    assert world.sync().readable_again == hashes
+    assert {*texts} <= stored_texts(world)
+    with_rejected = world.requests - before
+    assert world.sync().readable_again == set()
+    assert with_rejected - (world.requests - before - with_rejected) <= len(texts)
 
 
 def test_row_that_stays_garbled_is_read_again_ever_less_often(world: World) -> None:
