@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import duckdb
-from dlt.common.exceptions import SignalReceivedException
-from dlt.pipeline.exceptions import PipelineStepFailed
 from msgspec import structs
 
+from msgbubbles import source as sources
 from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
-from msgbubbles.source import RESOURCES, msgbubbles_source, reconcile
+from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES
+from msgbubbles.source.lazy_dlt import common_exceptions, pipeline_exceptions
+from msgbubbles.source.quiet import is_quiet
+from msgbubbles.source.readers import READERS
 from msgbubbles.source.run import MissingRows
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse
+from msgbubbles.transport import VERSION
 
 from .context import Context
+from .destinations.duckdb_file import DuckDBFile
 from .destinations.load import build_missing_tables, build_pipeline
 from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
+from .files import write_privately
 from .report import RunReport
 from .run_log import store_failed_reads
 from .tables import FAILED_READS
 from .text import format_count
+from .workspace import PIPELINE
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
@@ -38,8 +47,10 @@ next run reads them again"""
 # The number of chats that name messages, since a timestamp, and whether there are messages.
 NAMING_CHATS = """SELECT count(*), EXISTS (SELECT 1 FROM {schema}.messages) FROM {schema}.chats
 WHERE epoch_ms(last_message_at) >= ? AND deleted_at IS NULL AND from_event_at IS NULL"""
+# A file with the digest of dlt's state after the last load that was complete, and dlt's folders of pending packages.
+LOADED_WITH, PENDING = "loaded_with", ("normalize/extracted", "load/new", "load/normalized")
 # The resource whose rows are held back with a table. Of a table that several load, that is the first.
-OWNERS = {table: tables[0] for _, tables in reversed(RESOURCES) for table in tables} | {TITLES: "chats"}
+OWNERS = {table: tables[0] for _, tables in reversed(READERS) for table in tables} | {TITLES: "chats"}
 # All resources load these.
 SHARED_TABLES = {REJECTED, COVERAGE}
 
@@ -55,15 +66,15 @@ class StreamLoader:
         self._workspace, self._destination = context.workspace, context.destination
         self._say = context.console.say
         self._report, self._run = report, report.run
-        self._per_minute = source.requests_per_minute
-        self._arguments = {
-            **structs.asdict(source), "api_key": context.settings.api_key, "privacy": context.redactor,
-        }  # fmt: skip
-        self._pipeline = build_pipeline(context.workspace, context.destination)
+        self._source, self._redactor, self._api_key = source, context.redactor, context.settings.api_key
         self._screen = Screen(context.destination)
         self._run.keep_on_error = True
         self._run.on_rows = lambda: self._workspace.set_pending("repair", "transform", "publish")
         self._run.refused = self._screen if self._workspace.is_pending("screen") else None
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        return build_pipeline(self._workspace, self._destination)
 
     def load_all(self, between_batches: Callable[[], None]) -> None:
         """Load everything that is new, and then rows that the new rows show to be missing.
@@ -72,8 +83,14 @@ class StreamLoader:
         rows.
         """
         run, report, batch_pages = self._run, self._report, self._run.batch_pages
-        if batch_pages and self._per_minute:
-            run.batch_pages = min(batch_pages, max(round(FIRST_BATCH_MINUTES * self._per_minute), MIN_BATCH_PAGES))
+        if batch_pages and self._source.requests_per_minute:
+            run.batch_pages = min(
+                batch_pages, max(round(FIRST_BATCH_MINUTES * self._source.requests_per_minute), MIN_BATCH_PAGES)
+            )
+        if self._finds_nothing():
+            report.batches = 1
+            self._report_silence()
+            return
         with self._stop_on_signal():
             self._finish_pending()
             while report.batches == 0 or run.is_unfinished:
@@ -95,6 +112,39 @@ class StreamLoader:
         if run.refused is not None and not self._screen.refused_rows and not run.is_stopped:
             self._workspace.set_done("screen")
         self._store_failed_reads()
+        if run.error is None and run.halt is None and not self._destination.held:
+            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(self._read_state()))
+
+    def _finds_nothing(self) -> bool:
+        """Return whether the newest pages show that nothing has changed since the last load. Needs no dlt."""
+        workspace, run = self._workspace, self._run
+        has_work = run.accept_overflows or workspace.is_pending("repair") or workspace.is_pending("screen")
+        # Other machines may have loaded into other destinations.
+        if has_work or self._destination.held or not isinstance(self._destination, DuckDBFile):
+            return False
+        state = self._read_state()
+        loaded_with = workspace.folder / LOADED_WITH
+        if not (state and loaded_with.exists() and loaded_with.read_text() == self._compute_key(state)):
+            return False
+        resources = json.loads(state)["sources"]["msgbubbles"]["resources"]
+        states = States.from_resources(resources)
+        run.settings, self._report.failed_reads = self._source, states.failed_reads
+        with self._report.timed("load"):
+            return not states.chats.threads and is_quiet(self._api_key, self._redactor, run, resources)
+
+    def _read_state(self) -> bytes:
+        """Return dlt's state after the last load; empty if there is none, or a load is pending."""
+        folder = self._workspace.folder / "dlt" / PIPELINE
+        if any(any((folder / packages).glob("*")) for packages in PENDING):
+            return b""
+        with suppress(OSError):
+            return (folder / "state.json").read_bytes()
+        return b""
+
+    def _compute_key(self, state: bytes) -> str:
+        """Return a digest of the state of a load and of what the load depends on."""
+        parts = (VERSION, repr(self._source), repr(self._redactor.policy))
+        return hashlib.sha256("\0".join(parts).encode() + state).hexdigest()
 
     def load_missing(self, missing: MissingRows) -> None:
         """Load these missing rows by id, and nothing else."""
@@ -127,12 +177,15 @@ class StreamLoader:
             if not resources:
                 return
         self._destination.keep_lock()
-        source = msgbubbles_source(run=self._run, **self._arguments)
+        source = sources.msgbubbles_source(
+            **structs.asdict(self._source), api_key=self._api_key, privacy=self._redactor, run=self._run
+        )
         missing_tables = build_missing_tables(self._pipeline)
         if missing_tables is not None:
             source.resources.add(missing_tables)
         with self._destination.keep_open(self._pipeline):
             self._pipeline.run(source.with_resources(*resources) if resources else source)
+        self._run.newest_pages.clear()
         trace = self._pipeline.last_trace
         for step in trace.steps if trace else ():
             if step.step != "run" and step.started_at and step.finished_at:
@@ -149,7 +202,7 @@ class StreamLoader:
         changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
         try:
             load()
-        except PipelineStepFailed as failure:
+        except pipeline_exceptions.PipelineStepFailed as failure:
             if not is_data_error(failure):
                 raise
             self._pipeline.abort_packages()
@@ -164,7 +217,7 @@ class StreamLoader:
             return False
         return True
 
-    def _hold_table(self, failure: PipelineStepFailed) -> None:
+    def _hold_table(self, failure: pipeline_exceptions.PipelineStepFailed) -> None:
         """Load nothing more in this run into the table that refuses its rows.
 
         Raises `MsgBubblesError` if dlt does not name it, or it is held back already.
@@ -247,10 +300,10 @@ class StreamLoader:
         """
         try:
             yield
-        except SignalReceivedException:
+        except common_exceptions.SignalReceivedException:
             self._run.stop.set()
-        except PipelineStepFailed as failure:
-            if isinstance(failure.exception, SignalReceivedException):
+        except pipeline_exceptions.PipelineStepFailed as failure:
+            if isinstance(failure.exception, common_exceptions.SignalReceivedException):
                 self._run.stop.set()
                 return
             error = next((cause for cause in list_causes(failure) if isinstance(cause, MsgBubblesError)), None)

@@ -6,18 +6,17 @@ The caller holds the warehouse's lock.
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import semver
-from dlt.common.exceptions import DltException
-from dlt.common.json import json
-from dlt.common.schema import Schema
-from dlt.pipeline.state_sync import migrate_state_to_current
 
 from msgbubbles.lazy_pyarrow import pa, pq
+from msgbubbles.source.lazy_dlt import common_exceptions, dlt_json, dlt_schema, state_sync
 from msgbubbles_sync.dbt.runner import forget_build
 from msgbubbles_sync.destinations.parquet_files import ParquetFiles
 from msgbubbles_sync.destinations.publish import is_damaged, read_mark
@@ -31,10 +30,10 @@ from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
 
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
-FILES = ("version", "runs.jsonl", "published.json", "work.json", "schemas.json", "compacted", "whole_until",
-         "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
+FILES = ("version", "runs.jsonl", "published.json", "work.json", "dlt.json", "loaded_with", "schemas.json",
+         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
 # Errors that reading a damaged file raises.
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile, DltException,
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile,
           IsADirectoryError, NotADirectoryError)  # fmt: skip
 CHUNK_BYTES = 1024 * 1024
 
@@ -60,26 +59,38 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
             say(f"files of {', '.join(lost)} are missing: emptied; everything is read again")
         workspace.set_done(LOST_FILES)
     _restore_policy(workspace, destination, say)
+    if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):
+        return
     for folder in sorted((workspace.folder / "dlt").iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
             say(f"{folder} was damaged: moved to {move_damaged(folder).name}, and restored from the warehouse")
 
 
 def tidy(workspace: Workspace) -> None:
-    """Remove what dlt keeps of finished loads, and record the mark of the work database.
+    """Remove what dlt keeps of finished loads, and record the marks of the work database and of dlt's files.
 
-    If the mark differs at the next run, that run checks the whole database for damage.
+    The next run checks for damage what has another mark.
     """
     dlt_files = workspace.folder / "dlt"
     # A trace quotes errors, and settings such as the id of a bucket's key.
     for path in (*dlt_files.glob("*/load/loaded/*"), *dlt_files.glob("*/trace.pickle")):
         remove(path)
+    write_privately(_dlt_marks_file(workspace), json.dumps(_read_dlt_marks(workspace)))
     if workspace.destination == "duckdb":
         write_privately(_mark_file(workspace), json.dumps(read_mark(workspace.work)))
 
 
 def _mark_file(workspace: Workspace) -> Path:
     return workspace.folder / "work.json"
+
+
+def _dlt_marks_file(workspace: Workspace) -> Path:
+    return workspace.folder / "dlt.json"
+
+
+def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
+    folder = workspace.folder / "dlt"
+    return {str(path.relative_to(folder)): read_mark(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _restore_database(workspace: Workspace, destination: DuckDBFile, say: Callable[[str], None]) -> None:
@@ -118,7 +129,7 @@ def _restore_policy(workspace: Workspace, destination: Destination, say: Callabl
 def _is_damaged_pipeline(folder: Path) -> bool:
     try:
         _read_pipeline(folder)
-    except (*DAMAGE, pa.ArrowException):
+    except (*DAMAGE, common_exceptions.DltException, pa.ArrowException):
         return True
     except OSError as error:
         if error.errno is None:  # Arrow's
@@ -134,18 +145,20 @@ def _read_pipeline(folder: Path) -> None:
         raise NotADirectoryError(folder.name)
     if not state_file.exists():
         return  # dlt starts from scratch
-    state = migrate_state_to_current(folder.name, json.loads(state_file.read_text(encoding="utf-8")))
+    state = state_sync.migrate_state_to_current(
+        folder.name, dlt_json.json.loads(state_file.read_text(encoding="utf-8"))
+    )
     for name in state["schema_names"] or ():
         schema = folder / "schemas" / f"{name}.schema.json"
         if not schema.exists():
             raise ValueError(schema.name)
-        Schema.from_dict(json.loads(schema.read_text(encoding="utf-8")))
+        dlt_schema.Schema.from_dict(dlt_json.json.loads(schema.read_text(encoding="utf-8")))
     for part in ("load", "normalize"):
         if (folder / part / ".version").exists():
             semver.Version.parse((folder / part / ".version").read_text(encoding="utf-8"))
     for path in (path for part in ("normalize/extracted", "load/normalized") for path in (folder / part).rglob("*.*")):
         if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
+            dlt_json.json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".parquet":
             for _ in pq.ParquetFile(path).iter_batches():
                 pass

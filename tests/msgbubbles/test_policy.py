@@ -24,8 +24,8 @@ from msgbubbles.models import Chat, Message, Number, Page, RejectedRow
 from msgbubbles.policy import FULL, PRESETS, PSEUDONYM, Policy, Pseudonymizer, parse_policy
 from msgbubbles.redact import ExcludedMessage, Redactor
 from msgbubbles.redact_payloads import redact_payload
-from msgbubbles.source import _configure_redactor
 from msgbubbles.source.buffer import RowBuffer
+from msgbubbles.source.dlt_source import _configure_redactor
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 KEY = "of a test, and long enough to be a key"

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import Mock
 
 import duckdb
 import pytest
+from msgspec import structs
 
 from helpers.context import LoggingConsole, RecordingConsole, build_context, serve_to_this_process
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
+from msgbubbles.source import chats
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
+from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
 from msgbubbles_sync.privacy import rewrite
 from msgbubbles_sync.sandbox import NewMessage, Server
+from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import Workspace
 
@@ -251,4 +256,52 @@ def test_api_that_lists_no_message_of_its_chats_is_reported_until_it_does(tmp_pa
     assert run() == (EXIT_INCOMPLETE, "partial", ["messages"])
     server.knobs.answer = None
     assert run() == (0, "complete", [])
+    assert differences(workspace.database, server.truth()) == {}
+
+
+def test_dlt_starts_only_if_the_newest_pages_or_the_state_ask_for_it(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, account, now = workspace_in(tmp_path), server.account, datetime.now(UTC)
+    chat = server.truth().chats[0]["id"]
+    build = Mock(side_effect=build_pipeline)
+    monkeypatch.setattr(load_streams, "build_pipeline", build)
+
+    def run(outcome: str = "complete", settings: Settings | None = None) -> tuple[int, int]:
+        """Return how many pipelines were built and how many requests were made."""
+        before = build.call_count
+        report = job.run(build_context(workspace, settings), Limits(with_transform=False))
+        assert (report.record["outcome"], report.record["batches"]) == (outcome, 1)
+        return build.call_count - before, report.run.traffic.total
+
+    job.run(build_context(workspace), Limits(with_transform=False))
+    assert run() == (0, 3)
+    assert run() == (0, 3)
+    changes: list[Callable[[], object]] = [
+        lambda: account.add_message(NewMessage(chat, "inbound", "new", now, "received", id="new")),
+        lambda: account.edit_text("new", "edited", now),
+        lambda: account.rename(chat, "renamed", now),
+        lambda: account.add_number("+14155550177", "new"),
+        lambda: workspace.set_pending("repair"),
+        (workspace.folder / load_streams.LOADED_WITH).unlink,
+    ]
+    for change in changes:
+        change()
+        assert run() == (1, 3)
+        assert differences(workspace.database, server.truth()) == {}
+        assert run() == (0, 3)
+
+    settings = load_settings()
+    source = structs.replace(settings.source, lookback_seconds=settings.source.lookback_seconds + 1)
+    assert run(settings=replace(settings, source=source)) == (1, 3)
+    assert run()[0] == 1  # with the settings of before
+    with monkeypatch.context() as patch:
+        patch.setattr(chats, "HOUR_MS", 0)  # look for deleted chats
+        assert run() == (1, 3)
+    server.knobs.answer = lambda _method, path, _query: (404, {}, b"{}") if path.endswith("/numbers") else None
+    assert run() == (1, 3)  # the API was not asked a second time
+    server.knobs.answer = lambda _method, path, _query: (401, {}, b"{}") if path.endswith("/chats") else None
+    assert run("failed") == (1, 3)
+    server.knobs.answer = None
+    assert run() == (1, 3)
     assert differences(workspace.database, server.truth()) == {}

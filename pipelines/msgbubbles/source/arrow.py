@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-import dlt
-
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.storable import replace_unstorable
 from msgbubbles.tables import ColumnType, Strategy, Table
 from msgbubbles.times import to_epoch_us
+
+from .lazy_dlt import dlt
 
 
 def build_item(table: Table, rows: pa.Table, strategy: Strategy = "delete-insert") -> Any:

@@ -13,9 +13,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any
 
-import dlt
-from dlt.common.destination.exceptions import DestinationUndefinedEntity, SqlClientNotAvailable
-from dlt.destinations.sql_client import DBApiCursorImpl
 from msgspec import Raw
 
 from msgbubbles.lazy_pyarrow import pa, pc
@@ -24,6 +21,7 @@ from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES, Table
 from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from .arrow import build_arrow_schema
+from .lazy_dlt import destination_exceptions, dlt, sql_client
 
 # The table of webhook events; it exists if there is a receiver.
 EVENTS = "webhook_events"
@@ -231,7 +229,7 @@ class Warehouse:
                     names["read_chats"] = self._read_chats
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return fetch(cursor)
-        except (DestinationUndefinedEntity, SqlClientNotAvailable):
+        except (destination_exceptions.DestinationUndefinedEntity, destination_exceptions.SqlClientNotAvailable):
             return None
 
 
@@ -260,7 +258,7 @@ def _select_read_chats(client: Any, chats: str) -> str:
 
 def _read_arrow(cursor: Any, table: Table) -> pa.Table:
     """Read all rows of a cursor, JSON as text."""
-    if type(cursor).iter_arrow is not DBApiCursorImpl.iter_arrow:
+    if type(cursor).iter_arrow is not sql_client.DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
     names, rows = [column[0] for column in cursor.native_cursor.description], cursor.fetchall()
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import dlt
-
 from msgbubbles.source.arrow import build_arrow_rows, build_arrow_table, build_item
+from msgbubbles.source.lazy_dlt import dlt
 from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import LATER_TABLES, WEBHOOK_EVENTS

@@ -9,9 +9,8 @@ import json
 from functools import cached_property
 from typing import Any, cast
 
-from dlt.common.versioned_state import decompress_state
-
 from msgbubbles.source.coverage import Coverage
+from msgbubbles.source.lazy_dlt import versioned_state
 from msgbubbles.source.state import States
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.context import Context
@@ -40,7 +39,7 @@ class LocalState:
         state = read_json(self.workspace.folder / "dlt" / "msgbubbles" / "state.json")
         if not isinstance(state, dict):
             rows = self._read(PUBLISHED_STATE)
-            state = decompress_state(rows[0][0]) if rows else {}
+            state = versioned_state.decompress_state(rows[0][0]) if rows else {}
         return States.from_pipeline(state)
 
     def load_coverage(self, stream: str) -> Coverage:

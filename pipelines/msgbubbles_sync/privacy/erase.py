@@ -18,14 +18,13 @@ from uuid import uuid4
 
 import duckdb
 import msgspec
-from dlt.common.json import json as dlt_json
-from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.errors import ConfigurationError, MsgBubblesError
 from msgbubbles.handles import parse_handle
 from msgbubbles.mentions import MIN_DIGITS, canonical_handle
 from msgbubbles.policy import PSEUDONYM, Pseudonymizer
 from msgbubbles.redact import Redactor
+from msgbubbles.source.lazy_dlt import dlt_json, versioned_state
 from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.compaction import STATES
@@ -277,10 +276,10 @@ def _remove_from_state(connection: duckdb.DuckDBPyConnection, redactor: Redactor
     except duckdb.CatalogException:
         return
     for row_id, packed in states:
-        text = dlt_json.typed_dumps(decompress_state(packed))
+        text = dlt_json.json.typed_dumps(versioned_state.decompress_state(packed))
         cleaned = redactor.replace_erased_in_json(text)
         if cleaned != text:
-            packed = compress_state(dlt_json.typed_loads(cleaned))
+            packed = versioned_state.compress_state(dlt_json.json.typed_loads(cleaned))
             connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
 
 

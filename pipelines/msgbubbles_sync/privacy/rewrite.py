@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import duckdb
-from dlt.common.versioned_state import compress_state, decompress_state
 
 from msgbubbles.errors import MsgBubblesError
+from msgbubbles.source.lazy_dlt import versioned_state
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
 from msgbubbles_sync.context import Context
@@ -125,9 +125,11 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
         f"(SELECT (pipeline_name, max(version)) FROM {STATES} GROUP BY pipeline_name)"
     )
     for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {STATES}").fetchall():
-        state: Any = decompress_state(packed)
+        state: Any = versioned_state.decompress_state(packed)
         forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
-        connection.execute(f"UPDATE {STATES} SET state = ? WHERE pipeline_name = ?", [compress_state(state), name])
+        connection.execute(
+            f"UPDATE {STATES} SET state = ? WHERE pipeline_name = ?", [versioned_state.compress_state(state), name]
+        )
 
 
 def _load_pending(context: Context) -> None:

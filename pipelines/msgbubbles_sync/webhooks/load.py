@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dlt
 import duckdb
 import msgspec
-from dlt.pipeline.exceptions import PipelineStepFailed
 
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_rows, build_arrow_table, build_item
 from msgbubbles.source.compare import filter_rows
+from msgbubbles.source.lazy_dlt import dlt, pipeline_exceptions
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import CHATS, MESSAGES, Strategy, Table
 from msgbubbles_sync.context import Context
@@ -259,7 +258,7 @@ class _Load:
         file_format = self.destination.file_format
         try:
             pipeline.run(_build_resource(batch, self.strategy), loader_file_format=file_format)
-        except PipelineStepFailed as failure:
+        except pipeline_exceptions.PipelineStepFailed as failure:
             if not is_data_error(failure):
                 raise
             # Load the segments again, without the rows that the destination refuses.

@@ -106,8 +106,8 @@ def test_interrupt_while_modules_are_imported_ends_without_a_traceback() -> None
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")
 
 
-def test_sync_imports_dbt_and_pyarrow_only_when_needed() -> None:
-    imports = "import msgbubbles_sync.cli.commands.sync\nprint({'dbt', 'pyarrow'} & set(sys.modules))"
+def test_sync_imports_dlt_dbt_and_pyarrow_only_when_needed() -> None:
+    imports = "import msgbubbles_sync.cli.commands.watch\nprint({'dlt', 'dbt', 'pyarrow'} & set(sys.modules))"
     assert run_program(imports).stdout == "set()\n"
 
 
