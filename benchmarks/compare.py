@@ -45,7 +45,12 @@ from measure import (  # noqa: E402
 PEERS = ROOT / "benchmarks" / "peers"
 RESULTS = ROOT / "docs" / "performance.json"
 CHART = ROOT / "docs" / "performance.svg"
-TARGET = {"path": "singer.duckdb", "default_target_schema": "account", "batch_size_rows": 100_000}
+TARGET = {
+    "path": "singer.duckdb",
+    "default_target_schema": "account",
+    "batch_size_rows": 100_000,
+    "add_metadata_columns": True,
+}
 
 Ids = tuple[set[str], set[str]]
 

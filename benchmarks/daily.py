@@ -2,15 +2,17 @@
 
     python benchmarks/daily.py --messages 20000
 
-Next to the job runs what a user would wire from the same parts: dlt's `rest_api` source, then `dbt build` with three
-models and six tests. Both have this project's versions of dlt, dbt and DuckDB, and run in turn on one account. Prints
-the figures and their ratios, and adds them to `docs/performance.json`.
+Next to the job runs what a user would wire from other parts: dlt's `rest_api` source, or a tap of the Singer SDK with
+`target-duckdb`, and then `dbt build` with three models and six tests. They have this project's versions of dlt, dbt and
+DuckDB; the Singer target needs a DuckDB of its own, in an environment of its own, and both open the same file. All run
+in turn on one account. Prints the figures and their ratios, and adds them to `docs/performance.json`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -27,6 +29,7 @@ sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "tests"), str(ROOT / "benchm
 
 from latency import DATABASE, measure_events, watching  # noqa: E402
 
+from compare import singer  # noqa: E402
 from helpers.job import CHATS  # noqa: E402
 from measure import cpu_seconds_of, own_environment, used  # noqa: E402
 from msgbubbles_sync.sandbox import Account, Server, seed, serve  # noqa: E402
@@ -51,6 +54,10 @@ class Tool:
     def run(self, kind: str) -> None:
         self.figures.setdefault(kind, []).append(used(self.command, self.folder, self.environment).cpu_seconds)
 
+    @property
+    def medians(self) -> dict[str, float]:
+        return {kind: round(statistics.median(runs), 2) for kind, runs in self.figures.items()}
+
 
 def build_ours(server: Server, folder: Path) -> Tool:
     folder.mkdir()
@@ -58,15 +65,15 @@ def build_ours(server: Server, folder: Path) -> Tool:
     return Tool(folder, [sys.executable, str(CHATS), "--database", DATABASE, "--quiet"], environment)
 
 
-def build_peer(server: Server, folder: Path) -> Tool:
+def build_peer(server: Server, folder: Path, load: str, database: str, loaded: str) -> Tool:
+    """Build a tool that loads by a shell command into a database, where a column says when a row was loaded."""
     folder.mkdir()
     dbt = [str(Path(sys.executable).with_name("dbt")), "--quiet", "build", "--project-dir", str(PEERS / "dbt")]
     dbt += ["--profiles-dir", str(PEERS / "dbt"), "--target-path", str(folder / "target")]
     dbt += ["--log-path", str(folder / "logs")]
-    load = [sys.executable, str(PEERS / "dlt_rest_api.py")]
-    script = 'size=$1; shift; "${@:1:$size}" && shift "$size" && exec "$@"'
-    environment = {"BENCH_URL": server.url, "BENCH_KEY": server.key, "PEER_DATABASE": str(folder / "dlt.duckdb")}
-    return Tool(folder, ["bash", "-c", script, "peer", str(len(load)), *load, *dbt], environment)
+    environment = {"BENCH_URL": server.url, "BENCH_KEY": server.key}
+    environment |= {"PEER_DATABASE": str(folder / database), "PEER_LOADED": loaded}
+    return Tool(folder, ["bash", "-euo", "pipefail", "-c", f"{load}; {shlex.join(dbt)}"], environment)
 
 
 def measure_runs(account: Account, tools: list[Tool], repeats: int) -> None:
@@ -111,19 +118,25 @@ def main(
         seed(account, now=datetime.now(UTC), chats=max(messages // 10, 5), messages=messages, days=60)
         server = stack.enter_context(serve(account, None))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours, peer = build_ours(server, folder / "ours"), build_peer(server, folder / "peer")
-        measure_runs(account, [ours, peer], repeats)
+        ours = build_ours(server, folder / "ours")
+        dlt = shlex.join([sys.executable, str(PEERS / "dlt_rest_api.py")])
+        peers = {
+            "dlt_and_dbt": build_peer(server, folder / "dlt", dlt, "dlt.duckdb", "_dlt_load_id"),
+            "singer_and_dbt": build_peer(server, folder / "singer", singer()[-1], "singer.duckdb", "_sdc_batched_at"),
+        }
+        measure_runs(account, [ours, *peers.values()], repeats)
         measure_cycles(account, ours, repeats)
         latency = measure_events(account, server, ours.folder, ours.environment, seconds)
-    medians = [
-        {kind: round(statistics.median(runs), 2) for kind, runs in tool.figures.items()} for tool in (ours, peer)
-    ]
     of_peer = {"quiet": "quiet", "watch, quiet": "quiet", "changed": "changed", "watch, changed": "changed"}
+    own = ours.medians
     results: dict[str, Any] = {
         "messages": messages,
-        "ours_cpu_seconds": medians[0],
-        "dlt_and_dbt_cpu_seconds": medians[1],
-        "ratios": {kind: round(medians[1][same] / medians[0][kind], 1) for kind, same in of_peer.items()},
+        "ours_cpu_seconds": own,
+        **{f"{name}_cpu_seconds": peer.medians for name, peer in peers.items()},
+        "ratios": {
+            name: {kind: round(peer.medians[same] / own[kind], 1) for kind, same in of_peer.items()}
+            for name, peer in peers.items()
+        },
         "event_seconds": latency.as_dict(),
         "event_seconds_with_cron": CRON_WAIT_SECONDS,
         "load_average": os.getloadavg()[1],
