@@ -367,7 +367,8 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         if with_record:
             workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
             records = [*RunLog(workspace.folder).records(), report.record]
-            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema))
+            keep_days = context.settings.sync.run_days
+            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, keep_days))
             report.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
         report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
         report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Required, TypedDict, cast
 
@@ -139,9 +139,16 @@ class RunLog:
         return records
 
 
-def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str) -> None:
-    """Write these records to `sync_runs` in a schema of the warehouse."""
+def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str, keep_days: int = 0) -> None:
+    """Write these records to `sync_runs` in a schema of the warehouse.
+
+    Runs of more than `keep_days` ago are removed, and not written; 0 keeps all.
+    """
     table = create_table(connection, schema, SYNC_RUNS)
+    if keep_days:
+        oldest = datetime.now(UTC) - timedelta(days=keep_days)
+        connection.execute(f"DELETE FROM {table} WHERE started_at < ?", [oldest])  # noqa: S608
+        records = [record for record in records if datetime.fromisoformat(record["started_at"]) >= oldest]
     # The run that publishes has not ended yet, so the next one writes its row again.
     query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
     stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import duckdb
 
 from msgbubbles_sync.run_log import RunRecord, store
@@ -24,3 +26,6 @@ def test_only_new_and_continued_runs_are_written() -> None:
         assert connection.execute(STORED).fetchall() == [("a", "complete"), ("b", "failed"), ("c", "stopped")]
         store(connection, [], "msgbubbles")
         assert len(connection.execute(STORED).fetchall()) == 3
+        now = datetime.now(UTC).isoformat()
+        store(connection, [*records, build_record("d", "complete") | {"started_at": now}], "msgbubbles", keep_days=90)
+        assert connection.execute(STORED).fetchall() == [("d", "complete")]

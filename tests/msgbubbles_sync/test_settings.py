@@ -289,7 +289,7 @@ def test_former_key_is_refused_with_its_replacement(section: str, key: str, advi
 
 
 # Modules that read the configuration: two of ours, and what goes through dlt for destinations and for other pipelines.
-READERS = ("configuration.py", "settings.py", "source/__init__.py", "groups/dlt_destination.py", "destinations/")
+READERS = ("configuration.py", "settings.py", "source/dlt_source.py", "groups/dlt_destination.py", "destinations/")
 
 
 def test_no_other_module_reads_the_configuration() -> None:
@@ -318,6 +318,7 @@ def test_no_other_module_reads_the_configuration() -> None:
         ("sources.msgbubbles.privacy", "vault", 5, "the path of a file"),
         ("sync", "batch_pages", 19, "a whole number of at least 20"),
         ("sync", "publish_minutes", 0, "a whole number of at least 1"),
+        ("sync", "run_days", -1, "a whole number of days, or 0 for no limit"),
         ("sync", "memory_limit", "little", 'a size like "512MB", or "none"'),
         ("sync", "lock_timeout_seconds", -1, "a whole number of seconds, or 0 for no limit"),
         ("transforms", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),
