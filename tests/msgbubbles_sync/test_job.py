@@ -305,3 +305,6 @@ def test_dlt_starts_only_if_the_newest_pages_or_the_state_ask_for_it(
     server.knobs.answer = None
     assert run() == (1, 3)
     assert differences(workspace.database, server.truth()) == {}
+    account.run("DELETE FROM numbers WHERE label = 'new'")  # nothing to load, but to remember
+    assert run() == (1, 3)
+    assert run() == (0, 3)
