@@ -31,7 +31,8 @@ from .workspace import Workspace
 
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
 FILES = ("version", "runs.jsonl", "published.json", "work.json", "dlt.json", "loaded_with", "schemas.json",
-         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build")  # fmt: skip
+         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json",
+         "dbt/build")  # fmt: skip
 # Errors that reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile,
           IsADirectoryError, NotADirectoryError)  # fmt: skip
