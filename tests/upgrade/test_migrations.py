@@ -15,7 +15,7 @@ import pytest
 from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.job import Job
 from helpers.lake import lake_at
-from helpers.sizes import nightly
+from helpers.sizes import nightly, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -88,7 +88,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
         monkeypatch.setattr(migrations, name, stops(getattr(migrations, name)))
 
 
-@pytest.mark.parametrize("calls", [2, 4, 6, 8])
+@pytest.mark.parametrize("calls", range(2, 9, pick_size(4, nightly=2)))
 def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     expected = {name: state for name, (_, state) in read_dlt_files(workspace).items()}
     tables = tables_with(workspace, OLD)

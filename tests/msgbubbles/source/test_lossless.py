@@ -248,7 +248,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 Conversations.TestCase.settings = settings(
-    max_examples=EXAMPLES or pick_size(60, nightly=120),
+    max_examples=EXAMPLES or pick_size(30, nightly=120),
     derandomize=not EXAMPLES,
     stateful_step_count=30,
     deadline=None,
