@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.S)
 CHANGES = frozenset({"begin", "commit", "create", "alter", "drop", "delete", "insert", "update", "comment"})
 # What only reads is dbt's own: its outcome is in the key.
 READS = frozenset({"select", "describe"})
-TESTS_AT_ONCE = 12
+# Tests in one statement, and statements at once. Readers wait for the tests.
+TESTS_AT_ONCE, TEST_THREADS = 12, 2
+# A database in memory for tables that the connections of all tests read.
+SCRATCH = "scratch.main"
 # An increment of more changed messages is worth more than one thread.
 FEW_MESSAGES = 10_000
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
@@ -142,10 +146,10 @@ class PlanFile:
             return False
         with suppress(duckdb.Error), _open_with_one_thread(destination) as connection:
             due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
-            tests = _compute_views_once(due, self._plan.views, connection)
-            return all(
-                _pass(tests[start : start + TESTS_AT_ONCE], connection) for start in range(0, len(tests), TESTS_AT_ONCE)
-            )
+            with _open_scratch(connection), ThreadPoolExecutor(TEST_THREADS) as pool:
+                tests = _compute_views_once(due, self._plan.views, connection)
+                parts = [tests[start : start + TESTS_AT_ONCE] for start in range(0, len(tests), TESTS_AT_ONCE)]
+                return all(pool.map(lambda part: _pass(part, connection), parts))
         return False
 
     def record(self, destination: Destination, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
@@ -263,6 +267,13 @@ def _open_with_one_thread(destination: Destination) -> Iterator[duckdb.DuckDBPyC
         connection.execute("RESET threads")
 
 
+@contextmanager
+def _open_scratch(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.execute("ATTACH OR REPLACE ':memory:' AS scratch")
+    yield
+    connection.execute("DETACH scratch")
+
+
 def _run_steps(
     steps: Sequence[Step],
     connection: duckdb.DuckDBPyConnection,
@@ -328,14 +339,14 @@ def _has_work(step: Step, connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def _compute_views_once(tests: list[str], views: Sequence[View], connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return tests that read temporary tables instead of marts that are views: planning those takes most time."""
+    """Return tests that read tables in SCRATCH instead of marts that are views: planning those takes most time."""
     queries = tests.copy()
     chosen: list[View] = []
     for view in reversed(views):  # a view comes after those that it reads
         if sum(view.name in query for query in queries) > 1:
             chosen.insert(0, view)
             queries.append(view.query)
-    tables = {view.name: f"temp.main.{quote_name(view.name)}" for view in chosen}
+    tables = {view.name: f"{SCRATCH}.{quote_name(view.name)}" for view in chosen}
 
     def replace(query: str) -> str:
         for name, table in tables.items():
@@ -343,15 +354,15 @@ def _compute_views_once(tests: list[str], views: Sequence[View], connection: duc
         return query
 
     for view in chosen:
-        connection.execute(f"CREATE TEMPORARY TABLE {tables[view.name]} AS (\n{replace(view.query)}\n)")
+        connection.execute(f"CREATE TABLE {tables[view.name]} AS (\n{replace(view.query)}\n)")
         record_progress()
     return [replace(test) for test in tests]
 
 
 def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection) -> bool:
-    """Return whether all of these tests pass."""
-    rows = connection.execute(
-        "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
-    ).fetchall()
+    """Return whether all of these tests pass. May be called in several threads."""
+    query = "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
+    with connection.cursor() as cursor:
+        rows = cursor.execute(query).fetchall()
     record_progress()
     return [has_failed for (has_failed,) in rows] == [False] * len(tests)

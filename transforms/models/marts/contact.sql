@@ -1,6 +1,6 @@
 -- Rows are grouped by the folded handle, or by the contact that has it in the list, and show one of the spellings.
 -- A view over tables that are built per chat, so it needs no increments of its own.
-{{ config(materialized=view_for_readers()) }}
+{{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
 with aliases as (
     select handle, contact, contact_key
