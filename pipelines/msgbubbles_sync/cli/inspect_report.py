@@ -95,7 +95,7 @@ def print_verify_result(reporter: Reporter, result: VerifyResult, run: Run) -> N
     reporter.print(result.as_dict() | {"requests": run.traffic.total}, show)
 
 
-def print_status(status: Status, local: LocalState, start_ms: int, now: datetime, console: Console) -> None:
+def print_status(status: Status, local: LocalState, now: datetime, console: Console) -> None:
     """Print a status for people."""
     if status.last_complete_at is None:
         console.print("No run has completed yet.")
@@ -110,7 +110,7 @@ def print_status(status: Status, local: LocalState, start_ms: int, now: datetime
     console.print(f"{format_count(status.requests_last_hour, 'request')} in the last hour.")
     now_ms = int(now.timestamp() * 1000)
     for stream in STREAMS:
-        begin_ms = max(local.find_oldest_ms(stream) or now_ms - 24 * HOUR_MS, start_ms)
+        begin_ms = max(local.find_oldest_ms(stream) or now_ms - 24 * HOUR_MS, local.settings.source.start_ms)
         line = timeline(local.load_coverage(stream), begin_ms, now_ms, max(min(TIMELINE_CELLS, console.width - 26), 10))
         console.print(
             f"{stream:>8} {from_epoch_ms(begin_ms):%Y-%m-%d} [green]{line}[/green] now", highlight=False, soft_wrap=True

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
-from msgbubbles.settings import SourceSettings
 from msgbubbles.source.coverage import Coverage, plan_incremental, plan_refresh
 from msgbubbles.source.reconcile import SWEEPS_MISSED
-from msgbubbles.source.state import ListState
 from msgbubbles.source.streams import MAX_MINUTES_BETWEEN_RUNS
 from msgbubbles.times import BEGINNING_MS
 
@@ -35,12 +33,12 @@ class Step:
     requests: int | None
 
 
-def plan_steps(local: LocalState, settings: SourceSettings, now_ms: int) -> list[Step]:
+def plan_steps(local: LocalState, now_ms: int) -> list[Step]:
     """Return the steps of the next run, in order."""
     steps = [Step("numbers", "list", None, None, 1)]
     states = local.states
     for stream in ("messages", "chats"):
-        steps += _plan_stream(local, stream, states.get_list(stream), settings, now_ms)
+        steps += _plan_stream(local, stream, now_ms)
     missing = sum(times >= SWEEPS_MISSED for times in states.chats.missed.values())
     if missing:
         steps.append(Step("chats", "by id", None, None, missing))
@@ -55,8 +53,8 @@ def count_changed_chats(local: LocalState, client: Client) -> int:
     return sum(fingerprint(chat) not in seen for chat in client.list_chats().rows)
 
 
-def _plan_stream(local: LocalState, stream: str, state: ListState, settings: SourceSettings, now_ms: int) -> list[Step]:
-    coverage = Coverage(state.covered)
+def _plan_stream(local: LocalState, stream: str, now_ms: int) -> list[Step]:
+    coverage, settings = local.load_coverage(stream), local.settings.source
     newest = plan_incremental(coverage, settings.start_ms, settings.lookback_ms)
     if not coverage.intervals:
         return [Step(stream, "everything", _bound(settings.start_ms), None, None)]
@@ -64,19 +62,18 @@ def _plan_stream(local: LocalState, stream: str, state: ListState, settings: Sou
     passed_ms = max(now_ms - newest.lo_ms, 0)
     expected = local.count_rows(stream, newest.lo_ms - passed_ms, newest.lo_ms)
     steps = [Step(stream, "incremental", newest.lo_ms, None, _count_pages(expected))]
-    steps += _plan_refresh(local, stream, state, settings, coverage, now_ms)
+    steps += _plan_refresh(local, stream, now_ms)
     for lo_ms, hi_ms in coverage.gaps(settings.start_ms):
         requests = _estimate_backfill(local, stream, coverage, lo_ms, hi_ms)
         steps.append(Step(stream, "backfill", _bound(lo_ms), hi_ms, requests))
     return steps
 
 
-def _plan_refresh(
-    local: LocalState, stream: str, state: ListState, settings: SourceSettings, coverage: Coverage, now_ms: int
-) -> list[Step]:
+def _plan_refresh(local: LocalState, stream: str, now_ms: int) -> list[Step]:
+    settings, state = local.settings.source, local.states.get_list(stream)
     minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
     allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
-    read = Coverage(coverage.intervals)
+    read = local.load_coverage(stream)
     steps: list[Step] = []
     while allowed > 0 and (task := plan_refresh(read, settings.refresh_rules[stream], settings.start_ms, now_ms)):
         hi_ms = task.hi_ms or now_ms

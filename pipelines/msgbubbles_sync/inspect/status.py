@@ -60,9 +60,9 @@ class Status:
         }
 
 
-def build_status(local: LocalState, start_ms: int, now: datetime) -> Status:
+def build_status(local: LocalState, now: datetime) -> Status:
     """Build the status of a warehouse."""
-    records = local.records
+    records, start_ms = local.records, local.settings.source.start_ms
     complete = [record for record in records if record["outcome"] == "complete"]
     last = datetime.fromisoformat(complete[-1]["started_at"]) if complete else None
     hour_ago = now - timedelta(hours=1)

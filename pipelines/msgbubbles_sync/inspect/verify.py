@@ -356,13 +356,11 @@ def _list_times_ms(row: Row) -> list[int]:
     return [at for at in (cursor_ms(row), None if sent_at is None else to_epoch_ms(sent_at)) if at is not None]
 
 
-def verify(
-    local: LocalState, client: Client, settings: SourceSettings, *, sample: int | None, on_page: Callable[[], None]
-) -> VerifyResult:
+def verify(local: LocalState, client: Client, *, sample: int | None, on_page: Callable[[], None]) -> VerifyResult:
     """Compare `sample` chats picked at random, or everything if that is null."""
     coverage = {stream: local.load_coverage(stream) for stream in ("chats", "messages")}
     with local.destination.open_tables() as database:
-        verifier = Verifier(client, database, coverage, settings, on_page)
+        verifier = Verifier(client, database, coverage, local.settings.source, on_page)
         if sample is None:
             verifier.full(feed=local.states.messages.feed is not False)
         else:

@@ -158,7 +158,7 @@ def test_other_warehouses_with_the_same_key_are_shown(tmp_path: Path) -> None:
     for _ in range(2):
         note_key(prod, settings)
     context = build_context(dev, settings)
-    status = build_status(LocalState(context), 0, datetime.now(UTC))
+    status = build_status(LocalState(context), datetime.now(UTC))
 
     def connect() -> Client:
         raise AssertionError("this check makes no request")
@@ -203,7 +203,7 @@ def test_runs_of_another_job_are_noticed(tmp_path: Path, monkeypatch: pytest.Mon
     assert message is not None
     assert message.startswith("3 runs since ")
     assert "another one loads the same tables" in message
-    assert build_status(LocalState(build_context(workspace)), 0, now).other_job == message
+    assert build_status(LocalState(build_context(workspace)), now).other_job == message
 
 
 def test_claims_are_left_out_of_the_combined_tables(tmp_path: Path) -> None:

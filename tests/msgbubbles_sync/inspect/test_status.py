@@ -14,6 +14,7 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles_sync.cli.inspect_report import print_status
 from msgbubbles_sync.inspect.status import Status, describe_failures
 from msgbubbles_sync.run_log import RunRecord
+from msgbubbles_sync.settings import Settings
 
 
 def record(minute: int, error: str | None = None) -> RunRecord:
@@ -36,10 +37,12 @@ def test_status_fits_a_narrow_terminal(width: int) -> None:
         now - timedelta(minutes=1), 1.0, {"messages": 0, "chats": 1}, {"messages": 0, "chats": 0}, 1, [], runs
     )
     local: Any = SimpleNamespace(
-        find_oldest_ms=lambda _: None, load_coverage=lambda _: Coverage([(0, int(now.timestamp() * 1000), 0)])
+        find_oldest_ms=lambda _: None,
+        load_coverage=lambda _: Coverage([(0, int(now.timestamp() * 1000), 0)]),
+        settings=Settings(),
     )
     output = StringIO()
-    print_status(status, local, 0, now, Console(file=output, width=width))
+    print_status(status, local, now, Console(file=output, width=width))
     text = output.getvalue()
     assert "1 minute ago." in text.replace(" \n", " ")
     assert "1 request in the last hour." in text

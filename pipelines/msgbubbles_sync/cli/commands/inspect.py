@@ -30,13 +30,12 @@ def plan(session: Session, *, probe: bool) -> int:
     local = LocalState(session.context)
     session.context.check_policy()
     with connect_until_stopped(session, serve=probe) as connection:
-        source = connection.context.settings.source
-        steps = planning.plan_steps(local, source, int(time.time() * 1000))
+        steps = planning.plan_steps(local, int(time.time() * 1000))
         changed = None
         if probe:
             with connection.client() as client:
                 changed = planning.count_changed_chats(local, client)
-        print_plan(session.reporter, steps, changed, source.requests_per_minute)
+        print_plan(session.reporter, steps, changed, local.settings.source.requests_per_minute)
     return 0
 
 
@@ -56,11 +55,10 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
 
     with connect(session) as connection:
         run = connection.run
-        settings = connection.context.settings.source
         with stopped_by_signals(run.stop), reporter.follow(run):
             for is_last in (not repair, True):
                 with connection.client(context.redactor) as client:
-                    result = compare(LocalState(context), client, settings, sample=sample, on_page=run.on_page)
+                    result = compare(LocalState(context), client, sample=sample, on_page=run.on_page)
                 if is_last or result.is_equal:
                     break
                 _repair(connection, result)
@@ -83,9 +81,8 @@ def _repair(connection: Connection, result: VerifyResult) -> None:
 def status(session: Session, *, max_age_minutes: float | None) -> int:
     local, now = LocalState(session.context), datetime.now(UTC)
     session.context.check_policy()
-    start_ms = session.context.settings.source.start_ms
-    status = build_status(local, start_ms, now)
-    session.reporter.print(status.as_dict(), lambda console: print_status(status, local, start_ms, now, console))
+    status = build_status(local, now)
+    session.reporter.print(status.as_dict(), lambda console: print_status(status, local, now, console))
     if max_age_minutes is None or (status.age_minutes is not None and status.age_minutes <= max_age_minutes):
         return 0
     session.reporter.fail(f"no complete run started in the last {max_age_minutes:g} minutes")
