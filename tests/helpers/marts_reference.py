@@ -23,6 +23,7 @@ from helpers.message_reference import (
     World,
     as_of,
     coverage,
+    is_closed,
     percentile,
     read_until,
     seconds,
@@ -44,15 +45,10 @@ def main_channel(messages: list[Message]) -> str | None:
 
 
 def thread_activity(world: World, zone: ZoneInfo, close_after_days: int = 0) -> list[Row]:
-    rows = [
-        _thread(chat, messages, typing_events(world, chat), world, zone)
+    return [
+        _thread(chat, messages, typing_events(world, chat), world, zone, close_after_days)
         for chat, messages in _chats_and_threads(world, zone)
     ]
-    for row in rows:
-        is_silent = close_after_days and row["dormant_days"] is not None and row["dormant_days"] >= close_after_days
-        if is_silent and row["waiting_on"] is not None:
-            row |= {"waiting_on": "nobody", "unanswered_since": None}
-    return rows
 
 
 def _chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Message]]]:
@@ -66,6 +62,7 @@ def _thread(
     events: list[datetime],
     world: World,
     zone: ZoneInfo,
+    close_after_days: int,
 ) -> Row:
     since, until, shown = coverage(world)[0], read_until(world), as_of(world)
     began = min([m.at for m in messages[:1]] + [chat["created_at"] or EPOCH])
@@ -105,7 +102,7 @@ def _thread(
         waiting_on = "nobody"
     elif not end_read or not known:
         waiting_on = None
-    elif not voices:
+    elif not voices or is_closed(world, voices[-1].at, close_after_days):
         waiting_on = "nobody"
     else:
         waiting_on = {"them": "us", "us": "them"}[voices[-1].side or ""]
@@ -147,6 +144,7 @@ def _thread(
         "longest_gap_seconds": seconds(max(gaps)) if gaps else None,
         "last_inbound_at": max((m.at for m in messages if m.inbound), default=None),
         "last_outbound_at": max((m.at for m in outbound), default=None),
+        "began_on": messages[0].day if messages and beginning_read else None,
         "initiator": voices[0].side if voices and beginning_read else None,
         "waiting_on": waiting_on,
         "unanswered_since": unanswered_since,
@@ -219,22 +217,15 @@ def thread_activity_hours(world: World, zone: ZoneInfo) -> list[Row]:
 
 def number_activity_daily(world: World, zone: ZoneInfo) -> list[Row]:
     days: dict[tuple[str, date], list[Message]] = defaultdict(list)
-    new: Counter[tuple[str, date]] = Counter()
     for chat, messages in _chats_and_threads(world, zone):
-        for number, message in enumerate(messages):
-            if chat["from_handle"] is None:
-                continue
-            key = chat["from_handle"], message.day
-            days[key].append(message)
-            created = chat["created_at"]
-            if number == 0 and (created is None or message.at <= created + timedelta(days=1)):
-                new[key] += 1
+        for message in messages:
+            if chat["from_handle"] is not None:
+                days[chat["from_handle"], message.day].append(message)
     return [
         {
             "from_handle": handle,
             "day": day,
             "threads_active": len({m.chat["id"] for m in messages}),
-            "threads_new": new[handle, day],
             **_traffic(messages),
             **_replies(messages),
             **_reply_percentiles("our", [m for m in messages if m.asked_at and m.side == "us"], p90=True),

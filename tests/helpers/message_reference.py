@@ -97,6 +97,12 @@ def read_until(world: World) -> datetime | None:
     return to and shown and max(to, shown - LOOKBACK)
 
 
+def is_closed(world: World, silent_since: datetime, close_after_days: int) -> bool:
+    """Return whether the world closes a chat in which no side has written since. Zero days close none."""
+    shown = as_of(world)
+    return bool(close_after_days and shown and shown - silent_since >= timedelta(days=close_after_days))
+
+
 def coverage(world: World) -> tuple[datetime | None, datetime | None]:
     for row in world["stream_coverage"]:
         if row["stream"] == "messages":

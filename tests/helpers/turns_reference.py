@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from helpers.message_reference import Message, Row, World, as_of, seconds, threads
+from helpers.message_reference import Message, Row, World, as_of, is_closed, seconds, threads
 from msgbubbles.handles import fold_handle
 from msgbubbles_sync.dbt.project import build_variables
 from msgbubbles_sync.service_levels import BusinessHours, NumberHours, Schedule, ServiceLevels, Target, list_schedules
@@ -135,7 +135,9 @@ def thread_turns(world: World, zone: ZoneInfo, settings: TransformSettings = Tra
                     "answered_day": answer[0].day if answer else None,
                     "reply_seconds": seconds(answered_at - turn[0].at) if answered_at else None,
                     "business_reply_seconds": business_seconds(schedules, chat, turn[0].at, answered_at),
-                    "is_open": answered_at is None and chat["deleted_at"] is None,
+                    "is_open": answered_at is None
+                    and chat["deleted_at"] is None
+                    and not is_closed(world, turn[-1].at, settings.close_after_days),
                     "sla_target": (target := find_target(settings, chat, turn, starts_session=starts_session)),
                     "due_at": target and find_due(settings.sla.targets[target - 1], schedules, chat, turn[0].at),
                 }

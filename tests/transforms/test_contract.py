@@ -325,7 +325,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "insert into staging.thread_chats from staging.thread_chats",
         "insert into staging.int_thread_measures by name (from staging.int_thread_measures)",
         "update staging.int_thread_measures set waiting_on = 'godot', first_side = 'godot', messages_inbound = 9,"
-        " messages_outbound = 2, messages_failed = 9, messages_delivered = 9,"
+        " first_day = null, messages_outbound = 2, messages_failed = 9, messages_delivered = 9,"
         " first_message_at = latest_message_at + interval 1 second, longest_gap_seconds = -1",
         "insert into marts.thread_activity_daily by name (from marts.thread_activity_daily)",
         "insert into marts.thread_activity_daily by name (select 'gone' as chat_id)",
@@ -337,7 +337,7 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
         "insert into marts.number_activity_daily by name (from marts.number_activity_daily)",
         "insert into marts.number_activity_daily by name (select null as from_handle)",
         "insert into marts.number_activity_daily by name (select '+9' as from_handle)",
-        "update marts.number_activity_daily set messages_inbound = 9, threads_new = 9",
+        "update marts.number_activity_daily set messages_inbound = 9, threads_active = 9",
         "insert into marts.group_membership by name (from marts.group_membership)",
         "insert into marts.group_membership by name (select 'gone' as chat_id, 'hearsay' as evidence,"
         " 'hearsay' as confidence, 'hearsay' as end_evidence, false as is_current)",

@@ -157,6 +157,7 @@ def test_thread_activity_has_these_columns_and_values(replica: Any, at: Any) -> 
         "longest_gap_seconds": 180.0,
         "last_inbound_at": at(2),
         "last_outbound_at": None,
+        "began_on": at(1).date(),
         "initiator": "them",
         "waiting_on": "us",
         "unanswered_since": at(1),

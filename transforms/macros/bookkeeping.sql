@@ -33,8 +33,7 @@
         chat_id varchar not null,
         from_handle varchar,
         remote_handle varchar,
-        is_group boolean,
-        created_at timestamptz
+        is_group boolean
     );
     create table if not exists {{ in_staging('thread_tails') }} (
         chat_id varchar not null,
@@ -116,8 +115,8 @@
     {%- else %}
     truncate {{ in_staging('thread_chats') }};
     {%- endif %}
-    insert into {{ in_staging('thread_chats') }} (chat_id, from_handle, remote_handle, is_group, created_at)
-    select chat_id, from_handle, remote_handle, is_group, created_at
+    insert into {{ in_staging('thread_chats') }} (chat_id, from_handle, remote_handle, is_group)
+    select chat_id, from_handle, remote_handle, is_group
     from {{ ref('stg_chats') }}
     {%- if is_incremental() %} where chat_id in ({{ changed_chats }}){% endif %};
     delete from {{ in_staging('thread_tails') }}
@@ -264,24 +263,46 @@
     where messages.side is not null
 {%- endmacro %}
 
-{# After thread_turns is written, update the open turns of chats that were deleted or came back. #}
+{# Whether a turn still waits for an answer: nobody can write in a deleted chat, and a silent one is closed. #}
+{% macro is_open(turn) -%}
+    {{ turn }}.answered_at is null
+    and chats.deleted_at is null
+    {%- if var('close_after_days') %}
+    and not {{ is_closed(turn ~ '.ended_at', 'coverage.as_of') }}
+    {%- endif %}
+{%- endmacro %}
+
+{# Whether a chat is closed at a time, if its sides have been silent since another. #}
+{% macro is_closed(silent_since, at) -%}
+    coalesce({{ seconds_between(silent_since, at) }} >= {{ var('close_after_days') }} * 86400, false)
+{%- endmacro %}
+
+{# Time that the loaded messages show. Always one row. #}
+{% macro messages_coverage() -%}
+    select max(as_of) as as_of from {{ ref('stg_stream_coverage') }} where stream = 'messages'
+{%- endmacro %}
+
+{# After thread_turns is written, update the open turns of chats that were deleted, came back, or are silent. #}
 {% macro update_open_turns() %}{{ return(adapter.dispatch('update_open_turns')()) }}{% endmacro %}
 {% macro spark__update_open_turns() %}{% endmacro %}
 {% macro default__update_open_turns() %}
     update {{ this }} as turns
-    set is_open = chats.deleted_at is null
+    set is_open = not turns.is_open
     from {{ ref('stg_chats') }} as chats
+    {%- if var('close_after_days') %}
+    cross join ({{ messages_coverage() }}) as coverage
+    {%- endif %}
     where
         chats.chat_id = turns.chat_id
         and turns.answered_at is null
-        and turns.is_open <> (chats.deleted_at is null)
+        and turns.is_open <> ({{ is_open('turns') }})
 {% endmacro %}
 
 {# List the columns of int_thread_messages that daily marts depend on. place_in_thread and gap_seconds are not among them:
    they also change when a message of another day does. #}
 {% macro daily_columns() -%}
     chat_id, message_id, from_handle, is_group, message_at, day, weekday, hour, direction, side, channel, sender, is_failed,
-    is_delivered, is_read, attachment_count, starts_thread, starts_turn, reply_seconds, fetched_at
+    is_delivered, is_read, attachment_count, starts_turn, reply_seconds, fetched_at
 {%- endmacro %}
 
 {# After int_thread_messages is written, record the days of each chat on which a message differs from before. #}

@@ -64,16 +64,21 @@ volume AS (
     SELECT
         place,
         coalesce(sum(messages_inbound), 0)::BIGINT AS messages_inbound,
-        coalesce(sum(messages_outbound), 0)::BIGINT AS messages_outbound,
-        coalesce(sum(threads_new), 0)::BIGINT AS threads_new
+        coalesce(sum(messages_outbound), 0)::BIGINT AS messages_outbound
     FROM periods LEFT JOIN marts.number_activity_daily
         ON day BETWEEN first AND last AND ($number IS NULL OR from_handle = $number)
+    GROUP BY place
+),
+beginnings AS (
+    SELECT place, count(chat_id) AS threads_new
+    FROM periods LEFT JOIN marts.thread_activity
+        ON began_on BETWEEN first AND last AND ($number IS NULL OR from_handle = $number)
     GROUP BY place
 ),
 responses AS (
     SELECT place, {RATES} FROM periods INNER JOIN asked ON day BETWEEN first AND last GROUP BY place
 )
-SELECT * FROM volume LEFT JOIN responses USING (place) ORDER BY place"""  # noqa: S608 - constants of this module
+SELECT * FROM volume INNER JOIN beginnings USING (place) LEFT JOIN responses USING (place) ORDER BY place"""  # noqa: S608 - constants of this module
 VOLUME = """SELECT
     day,
     coalesce(sum(messages_inbound), 0)::BIGINT AS messages_inbound,

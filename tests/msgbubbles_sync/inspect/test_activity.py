@@ -26,10 +26,10 @@ CREATE TABLE marts.calendar AS
     SELECT unnest(range(DATE '2026-11-20', DATE '2026-11-26', INTERVAL 1 DAY))::DATE AS day,
         day < '2026-11-25' AS is_complete;
 CREATE TABLE marts.number_activity_daily AS FROM (VALUES
-    ('{SUPPORT}', DATE '2026-11-25', 5, 4, 1),
-    ('{SALES}', DATE '2026-11-24', 2, 3, 0),
-    ('{SUPPORT}', DATE '2026-11-23', 10, 1, 2)
-) AS n (from_handle, day, messages_inbound, messages_outbound, threads_new);
+    ('{SUPPORT}', DATE '2026-11-25', 5, 4),
+    ('{SALES}', DATE '2026-11-24', 2, 3),
+    ('{SUPPORT}', DATE '2026-11-23', 10, 1)
+) AS n (from_handle, day, messages_inbound, messages_outbound);
 CREATE TABLE marts.thread_turns AS
     SELECT *, epoch(answered_at - began_at) AS reply_seconds, began_at::DATE AS day
     FROM (VALUES
@@ -52,6 +52,8 @@ CREATE TABLE marts.thread_activity AS FROM (VALUES
 ) AS t (chat_id, title, remote_handle, from_handle, is_group, waiting_on, unanswered_since, messages_total);
 ALTER TABLE marts.thread_activity ADD COLUMN main_channel VARCHAR;
 ALTER TABLE marts.thread_activity ADD COLUMN latest_message_at TIMESTAMPTZ;
+ALTER TABLE marts.thread_activity ADD COLUMN began_on DATE;
+UPDATE marts.thread_activity SET began_on = DATE '2026-11-25' WHERE chat_id = 'one';
 CREATE TABLE marts.sla_events AS FROM (VALUES
     ('two', 'breached', NULL, TIMESTAMPTZ '2026-11-24 10:00:00Z'),
     ('one', 'running', NULL, TIMESTAMPTZ '2026-11-25 12:30:00Z'),
@@ -132,7 +134,7 @@ def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPy
     ("mart", "missing"),
     [
         ("thread_turns", ["figures", "responses", "hours"]),
-        ("thread_activity", ["waiting"]),
+        ("thread_activity", ["figures", "waiting"]),
         ("sla_events", ["waiting"]),
         ("sla_daily", ["targets"]),
         ("backlog_daily", ["backlog"]),

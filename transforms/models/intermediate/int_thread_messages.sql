@@ -42,7 +42,6 @@ with messages as (
         and coalesce(messages.status, '') <> 'failed'
         and (messages.status = 'read' or messages.read_at is not null) as is_read,
         coalesce(messages.attachment_count, 0) as attachment_count,
-        chats.created_at as chat_created_at,
         {%- if is_incremental() %}
         tails.place_before,
         tails.message_before_at,
@@ -124,10 +123,6 @@ select
     in_order.is_delivered,
     in_order.is_read,
     in_order.attachment_count,
-    -- If the chat was created more than a day earlier, its first messages have not been read.
-    in_order.place_in_thread = 1
-    and in_order.message_at <= coalesce(in_order.chat_created_at, in_order.message_at) + interval '1 day'
-        as starts_thread,
     in_order.place_in_thread,
     {{ seconds_between('in_order.gap_began_at', 'in_order.message_at') }} as gap_seconds,
     turns.turn_number is not null as starts_turn,

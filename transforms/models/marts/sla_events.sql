@@ -1,10 +1,8 @@
 -- A view, because targets that are still running depend on the time of the latest complete run.
 {{ config(materialized=view_for_readers()) }}
 
-with coverage as ( -- always one row
-    select max(as_of) as as_of
-    from {{ ref('stg_stream_coverage') }}
-    where stream = 'messages'
+with coverage as (
+    {{ messages_coverage() }}
 ),
 
 targets (sla_target, metric, clock, target_seconds) as (

@@ -53,10 +53,12 @@ threads as (
         measures.main_channel,
         measures.attachments_total,
         measures.distinct_senders,
+        measures.first_day,
         measures.active_days,
         measures.longest_gap_seconds,
         measures.last_inbound_at,
         measures.last_outbound_at,
+        measures.spoke_at,
         measures.first_side,
         measures.waiting_on,
         measures.unanswered_since,
@@ -113,7 +115,7 @@ counted as (
             else messages_read_total
         end as messages_total,
         {%- if var('close_after_days') %}
-        coalesce({{ seconds_between('latest_message_at', 'as_of') }} >= {{ var('close_after_days') }} * 86400, false)
+        {{ is_closed('spoke_at', 'as_of') }}
         {%- else %}
         false
         {%- endif %} as is_closed
@@ -169,6 +171,7 @@ select
     longest_gap_seconds,
     last_inbound_at,
     last_outbound_at,
+    case when is_beginning_read then first_day end as began_on,
     case when is_beginning_read then first_side end as initiator,
     case
         -- No side can write in a deleted chat.

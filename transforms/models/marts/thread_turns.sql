@@ -5,6 +5,8 @@
     post_hook="{{ update_open_turns() }}"
 ) }}
 -- depends_on: {{ ref('int_thread_days') }}
+{#- Declared, but not read without close_after_days: otherwise each run would build the turns. #}
+{%- do ref('stg_stream_coverage') %}
 
 with messages as (
     {{ messages_to_number('turn_number') }}
@@ -106,7 +108,7 @@ select
     targeted.answered_day,
     {{ seconds_between('targeted.began_at', 'targeted.answered_at') }} as reply_seconds,
     targeted.business_reply_seconds,
-    targeted.answered_at is null and chats.deleted_at is null as is_open,
+    {{ is_open('targeted') }} as is_open,
     targeted.sla_target,
     case
         when targeted.is_business
@@ -115,6 +117,9 @@ select
     end as due_at
 from targeted
 inner join {{ ref('stg_chats') }} as chats on chats.chat_id = targeted.chat_id
+{%- if var('close_after_days') %}
+cross join ({{ messages_coverage() }}) as coverage
+{%- endif %}
 left join deadlines
     on deadlines.schedule_number = targeted.schedule_number
     and deadlines.open_day = {{ open_day('targeted.due_business_seconds') }}

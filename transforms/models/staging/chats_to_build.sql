@@ -16,7 +16,6 @@ with touched as (
             or built.from_handle is distinct from chats.from_handle
             or built.remote_handle is distinct from chats.remote_handle
             or built.is_group is distinct from chats.is_group
-            or built.created_at is distinct from chats.created_at
         )
 
     union all
