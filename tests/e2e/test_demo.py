@@ -26,6 +26,8 @@ def test_the_second_run_is_visibly_small_and_the_marts_follow(
     demo = shutil.copytree(demo.parent, tmp_path / "demo") / demo.name
     before = one(demo, "SELECT count(*) FROM msgbubbles.messages")
     monkeypatch.setenv("TRANSFORMS__DATA_TESTS", "off")  # those of the first run have tested all rows
+    as_of = "SELECT min(as_of) = (SELECT max(started_at) FROM msgbubbles.sync_runs) FROM staging.stg_stream_coverage"
+    assert one(demo, as_of) == (True,), "the first published file shows the run that made it"
     output = run_demo(demo)
     assert "3 requests (" in output
     assert " of 120 this minute)" in output
