@@ -71,7 +71,8 @@ CHATS = [
 MESSAGES = [
     inbound("ann", at(3, "09:00"), "imessage"),
     inbound("ann", at(3, "09:05"), "imessage"),
-    outbound("ann", at(3, "09:20"), "imessage", "delivered"),  # after 20 minutes
+    outbound("ann", at(3, "09:20"), "imessage", "delivered")  # after 20 minutes
+    | {"sent_at": at(3, "09:21"), "delivered_at": at(3, "09:23")},
     inbound("ann", at(3, "10:00"), "imessage"),
     outbound("ann", at(3, "12:00"), "imessage", "read")  # after 120 minutes
     | {"delivered_at": at(3, "12:01"), "read_at": at(3, "12:30")},
@@ -198,12 +199,12 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
     ],
     "Why do messages fail?": [("+1", "sms", "landline", 1), ("+2", "imessage", "no code", 1)],
     "How long do delivery and reading take?": [
-        (on(17), "+2", "sms", "read", 1, NEVER, NEVER),
-        (on(16), "+2", "whatsapp", "delivered", 1, NEVER, NEVER),
-        (on(5), "+1", "imessage", "delivered", 1, NEVER, NEVER),
-        (on(4), "+3", "imessage", "delivered", 1, NEVER, NEVER),
-        (on(3), "+1", "imessage", "delivered", 1, NEVER, NEVER),
-        (on(3), "+1", "imessage", "read", 1, 60, 1800),
+        ("+1", "imessage", 2, 90, 1, 30),  # after 60 and 120 seconds; one was read
+        ("+1", "sms", 0, NEVER, 0, NEVER),
+        ("+2", "imessage", 0, NEVER, 0, NEVER),
+        ("+2", "sms", 0, NEVER, 0, NEVER),
+        ("+2", "whatsapp", 0, NEVER, 0, NEVER),
+        ("+3", "imessage", 0, NEVER, 0, NEVER),
     ],
     "What kinds of files are exchanged?": [
         ("image", "inbound", 2, 1500),
@@ -235,6 +236,10 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("+2", "+20", None, at(26, "07:00", month=10)),
         ("+1", "+12", None, at(10, "08:00")),
         ("+2", "cat@example.com", None, at(21, "10:00")),
+    ],
+    "How many chats have waited for more than four hours?": [
+        ("+2", 2, 2, 1),  # eve, and cat since yesterday
+        ("+1", 1, 1, 1),  # bob
     ],
     "Which answers failed?": [
         ("+2", "+20", None, at(26, "07:00", month=10), at(27, "07:00", month=10)),

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers.marts_account import ONE, OTHER
-from helpers.marts_reference import build_references, differences
-from helpers.message_reference import World
+from helpers.marts_reference import LOADED, build_references, differences
+from helpers.message_reference import EPOCH, World
+from helpers.questions import questions
 from helpers.sizes import pick_size
 from helpers.turns_reference import BUSINESS, dbt_variables
 from msgbubbles_sync.tables import SYNC_RUNS, column_definitions
@@ -191,7 +192,7 @@ class Models:
             "create schema marts",
             "create table staging.built_loads (mart varchar, load_id varchar)",
             "create table staging.thread_chats (chat_id varchar, from_handle varchar, remote_handle varchar,"
-            " is_group boolean, created_at timestamptz)",
+            " is_group boolean)",
         ]:
             self._connection.execute(statement)
         self._build = []
@@ -223,6 +224,9 @@ class Models:
                 )
         for statement in self._build:
             self._connection.execute(statement)
+
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query).fetchall()
 
     def mart(self, name: str) -> list[dict[str, Any]]:
         answer = self._connection.execute(f"from marts.{name}")
@@ -329,3 +333,43 @@ def test_silent_chat_closes_by_the_clock_of_the_latest_run(models: Models, hours
     thread = build_chat(models, [("inbound", asked_at)], stream_coverage=[coverage], sync_runs=[ran])
     assert (thread["waiting_on"], thread["dormant_days"]) == (waiting_on, hours // 24)
     assert thread["unanswered_since"] == (asked_at if waiting_on == "us" else None)
+
+
+COUNTED = "How complete is the data?"
+IN_USE = {
+    *(COUNTED, "How busy is each number?", "How many chats are new each week, and where do they come from?"),
+    "On which working days was a number silent?",
+}
+SENT = {"Which channel delivers?", "Why do messages fail?", "How long do delivery and reading take?"}
+RECEIVED = {"When is each number busiest?", "How has the backlog grown?"}
+
+
+@pytest.mark.parametrize(
+    ("message", "chat", "answered"),
+    [
+        (None, None, {COUNTED}),
+        (("outbound", "failed"), {}, IN_USE | SENT | {"How many contacts come back, month after month?"}),
+        (("inbound", "received"), {"is_group": True, "remote_handle": None}, IN_USE | RECEIVED),
+    ],
+    ids=["empty account", "failed message", "group"],
+)
+def test_questions_without_an_answer_have_none(
+    models: Models, message: tuple[str, str] | None, chat: dict[str, Any] | None, answered: set[str]
+) -> None:
+    """Divide by no zero, and count no message that failed, or to a group, as a question of a contact."""
+    at = TIMES[3]
+    world: World = {name: [] for name in LOADED}
+    if message is not None:
+        direct = {"id": "a", "from_handle": "+1", "remote_handle": "+3", "is_group": False, "created_at": at}
+        coverage = {"stream": "messages", "complete_since": EPOCH, "complete_to": at + timedelta(days=2)}
+        sent = {"id": "1", "conversation_id": "a", "cursor_at": at, "channel": "sms", "_fetched_at": at}
+        world |= {
+            "chats": [direct | {"_fetched_at": at} | (chat or {})],
+            "messages": [sent | dict(zip(("direction", "status"), message, strict=True))],
+            "numbers": [{"handle": "+1", "_fetched_at": at}],
+            "stream_coverage": [coverage],
+        }
+    models.build(world | {name: [] for name in ("sync_runs", "participant_lists")})
+    answers = {question.title: models.ask(question.query) for question in questions()}
+    assert {title for title, rows in answers.items() if rows} == answered
+    assert answers[COUNTED][0][0] == (message is not None)
