@@ -230,6 +230,7 @@ def _(query, thread):
             m.sender AS "Sender",
             text AS "Text",
             status AS "Status",
+            m.turn_number AS "Turn",
             m.reply_seconds AS "Reply after",
             m.attachment_count AS "Attachments"
         FROM staging.int_thread_messages AS m INNER JOIN staging.stg_messages AS s USING (message_id)
@@ -531,7 +532,7 @@ def _(figures, first, last, waiting_times):
                 ("Messages from us", f"{_now.messages_outbound:,}", _compare("messages_outbound")),
                 ("New chats", f"{_now.threads_new:,}", _compare("threads_new")),
             ),
-            mo.md("Changes are of complete days, from as many days before."),
+            mo.md("Changes compare the complete days with as many days before them."),
         ]
     )
     return
