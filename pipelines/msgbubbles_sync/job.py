@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import duckdb
 from msgspec import structs
@@ -316,8 +315,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_pending("publish")
         context.console.say("building the marts")
         try:
-            for table in (SYNC_RUNS, FAILED_READS):  # a mart that is built without them does not see the rows that follow
-                report.write_table(table, partial(create_table, table=table))
+            # Views that are built without the table would not show this run.
+            report.write_table(SYNC_RUNS, lambda connection, schema: create_table(connection, schema, SYNC_RUNS))
             with report.timed("transform"):
                 report.built = transform(workspace, context.destination, context.settings)
         except Exception as error:  # dbt may not even be there
