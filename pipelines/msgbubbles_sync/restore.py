@@ -5,8 +5,10 @@ The caller holds the warehouse's lock.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,8 +33,8 @@ from .workspace import Workspace
 
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
 FILES = ("version", "runs.jsonl", "published.json", "work.json", "dlt.json", "loaded_with", "schemas.json",
-         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json",
-         "dbt/build")  # fmt: skip
+         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build",
+         "dbt/plan.json")  # fmt: skip
 # Errors that reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile,
           IsADirectoryError, NotADirectoryError)  # fmt: skip
@@ -47,6 +49,8 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
     for path in (*(workspace.folder / name for name in FILES), *workspace.folder.glob("*.pending")):
         if path.is_dir():
             say(f"{path} was a folder: moved to {move_damaged(path).name}")
+        elif path.suffix != ".pending" and path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            say(f"{path} could not be read or written: moved to {move_damaged(path).name}")
     if isinstance(destination, DuckDBFile):
         _restore_database(workspace, destination, say)
     if isinstance(destination, ParquetFiles):
@@ -133,7 +137,7 @@ def _is_damaged_pipeline(folder: Path) -> bool:
     except (*DAMAGE, common_exceptions.DltException, pa.ArrowException):
         return True
     except OSError as error:
-        if error.errno is None:  # Arrow's
+        if error.errno in (None, errno.EACCES, errno.EPERM):  # Arrow's has none; another user's file can be replaced
             return True
         raise
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_file_with_the_name_of_a_folder_is_renamed(workspace: Workspace, name: s
     workspace.make_folders()
     restored(workspace)
     assert load(workspace, 3) == [1, 2, 3]
+
+
+def test_files_that_may_not_be_read_are_renamed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As for any user but root, who may read every file.
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).stat().st_mode & 0o600 == 0o600)
+    names = ("runs.jsonl", "dbt/built_with", "publish.pending")
+    for name in names:
+        path = workspace.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        path.chmod(0)
+    assert [line.partition(" could not be read")[0] for line in restored(workspace)] == [
+        str(workspace.folder / name) for name in names[:2]
+    ]
+    assert workspace.is_pending("publish")
 
 
 def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -> None:
