@@ -95,7 +95,8 @@ def _dlt_marks_file(workspace: Workspace) -> Path:
 
 def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
     folder = workspace.folder / "dlt"
-    return {str(path.relative_to(folder)): read_mark(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and os.access(path, os.R_OK)]
+    return {str(path.relative_to(folder)): read_mark(path) for path in files}
 
 
 def _restore_database(workspace: Workspace, destination: DuckDBFile, say: Callable[[str], None]) -> None:
