@@ -349,8 +349,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     has_other_status = last is not None and last["exit_status"] != report.outcome.exit_status
     if not (workspace.is_pending("publish") or destination.is_older_than(max_age_minutes) or has_other_status):
         return
-    # A first run without an answer, such as one with a wrong key, has nothing to show; its file would hide the demo's.
-    # Of several accounts, each shows in the combined file that it fails.
+    # A first run without an answer would hide the demo's file. Of several accounts, each shows that it fails.
     has_answer = report.run.error is None or report.run.traffic.answered
     if not has_answer and not destination.exists() and workspace.account is None:
         return
