@@ -167,9 +167,12 @@ def hold_lock(connection: duckdb.DuckDBPyConnection, name: str) -> Iterator[None
         if time.monotonic() > deadline:
             raise AnotherJobRunsError(_describe_lock(query(connection, LOCK_HOLDER.format(key=key))))
         time.sleep(LOCK_POLL_SECONDS)
-    yield
-    with suppress(duckdb.Error):  # the server may have been restarted meanwhile
-        connection.execute("ROLLBACK")
+    try:
+        yield
+    finally:
+        # The server may have been restarted meanwhile. DuckDB aborts the process if it closes such a transaction.
+        with suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
 
 
 def _describe_lock(holders: list[tuple[Any, ...]]) -> str:

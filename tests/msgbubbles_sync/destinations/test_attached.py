@@ -107,6 +107,14 @@ def test_lock_whose_session_has_ended_is_taken_again(
             run_statements(own)
         run_statements(own)
 
+    def fail_without_a_session() -> None:
+        with own.lock():
+            end_sessions()
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):  # and the process does not abort
+        fail_without_a_session()
+
 
 def test_signature_of_an_extension_is_checked_until_it_is_loaded(of: Of) -> None:
     names = ["postgres_scanner"] if of(None).title == "postgres" else ["postgres_scanner", "ducklake"]
