@@ -90,15 +90,16 @@ def server() -> _Server:
 
 @contextmanager
 def install_forks(project: Path) -> Iterator[dict[str, Any]]:
-    """Replace `.venv` of a copy of the project by one whose `python` forks. Yields options for Popen."""
+    """Give a copy of the project a `.venv` whose `python` forks, where forks are used. Yields options for Popen."""
+    if not FORKS:
+        (project / ".venv").symlink_to(sys.prefix)
+        yield {}
+        return
     folder = project / ".venv" / "bin"
     folder.mkdir(parents=True)
     for path in Path(sys.prefix, "bin").iterdir():
-        (folder / path.name).symlink_to(path)
-    if not FORKS:
-        yield {}
-        return
-    (folder / "python").unlink()
+        if not path.name.startswith("python"):
+            (folder / path.name).symlink_to(path)
     (folder / "python").write_text(f"#!{sys.executable} -IS\n{Path(forked_python.__file__).read_text()}")
     (folder / "python").chmod(0o700)
     with closing(_Server(project / "pipelines")) as forks:
