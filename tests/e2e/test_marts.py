@@ -64,7 +64,7 @@ def build_world(job: Job) -> dict[str, list[dict[str, Any]]]:
         "group_member_operations": [],
         **{
             table: rows(job, f"FROM msgbubbles.{table}")
-            for table in ("stream_coverage", "participant_lists", "chat_titles", "attachments")
+            for table in ("stream_coverage", "sync_runs", "participant_lists", "chat_titles", "attachments")
         },
     }
 
