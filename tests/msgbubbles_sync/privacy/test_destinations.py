@@ -84,7 +84,7 @@ def workspace(
         address = stack.enter_context(postgres.new_database(postgres_server, f"warehouse_{worker_id}", options))
         variables = {"DESTINATION__POSTGRES__CREDENTIALS": address, "SOURCES__MSGBUBBLES__PRIVACY__KEY": KEY}
         variables["DESTINATION__FILESYSTEM__BUCKET_URL"] = str(folder / "lake")
-        if request.param != "filesystem":  # and in schemas of other names
+        if request.param not in ("duckdb", "filesystem"):  # and in schemas of other names
             variables |= {
                 "SYNC__RAW_SCHEMA": "crm",
                 "SYNC__STAGING_SCHEMA": "crm_work",
