@@ -19,12 +19,13 @@ def test_requests_stay_within_the_goals() -> None:
 def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNC__BATCH_PAGES", "50")
     peaks = []
-    for messages in (20_000, 70_000):
+    for messages in (20_000, 120_000):
         with pages(500, messages) as server:
             folder = fresh_folder("growing")
             _, usage = goals.run(folder, server.url, server.key, "--no-transform", memory_limit="128MB")
         peaks.append(usage.peak_bytes)
-    assert peaks[1] - peaks[0] < 30_000_000, "for 50,000 more messages of a kilobyte"
+    # Fewer messages would be within the noise of an allocator.
+    assert peaks[1] - peaks[0] < 60_000_000, "for 100,000 more messages of a kilobyte"
 
 
 @pytest.mark.parametrize(("name", "loses"), [("ours", False), ("floor", True)])
