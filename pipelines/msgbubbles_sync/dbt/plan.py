@@ -270,8 +270,10 @@ def _open_with_one_thread(destination: Destination) -> Iterator[duckdb.DuckDBPyC
 @contextmanager
 def _open_scratch(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     connection.execute("ATTACH OR REPLACE ':memory:' AS scratch")
-    yield
-    connection.execute("DETACH scratch")
+    try:
+        yield
+    finally:
+        connection.execute("DETACH scratch")
 
 
 def _run_steps(

@@ -220,7 +220,7 @@ class _Dbt:
         full_tests: bool = True,
     ) -> None:
         self._workspace, self._environment, self.target = workspace, environment, target
-        self._full_tests, self._digest = full_tests, compute_build_digest(settings)
+        self._full_tests, self._settings = full_tests, settings
         sync = settings.sync
         marts_schema = sync.schema_names[marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
@@ -314,7 +314,8 @@ class _Dbt:
         if result.has_not_started or not is_alone:
             self.unreadable.refuse(self._workspace)
             error = TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
-            if destination.explain(result.messages) or not find_last_project(self._workspace, self._digest):
+            digest = compute_build_digest(self._settings)
+            if destination.explain(result.messages) or not find_last_project(self._workspace, digest):
                 raise error
             # Nothing can be built from the project since it has changed.
             self.leave_out(self.unreadable.add(UnreadableFile("", is_optional=False), result.messages))

@@ -1,7 +1,7 @@
 """The bodies of the commands, which `cli.chats` and so on declare and describe. Each is imported when it is run.
 
-They import dlt at the top of the file. dlt takes seconds to import and reads its configuration while it is imported, so
-`Workspace.configure_dlt` comes first, and what ends earlier is quick: help, wrong usage, and a second job.
+They import DuckDB and the job at the top of the file, and some of them dlt, which reads its configuration while it is
+imported. So `Workspace.configure_dlt` comes first, and what ends earlier is quick: help, wrong usage, and a second job.
 """
 
 from __future__ import annotations

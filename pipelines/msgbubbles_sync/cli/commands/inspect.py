@@ -52,7 +52,6 @@ def check(session: Session) -> int:
 
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     context, reporter = session.context, session.reporter
-
     with connect(session) as connection:
         run = connection.run
         with stopped_by_signals(run.stop), reporter.follow(run):
