@@ -249,7 +249,7 @@ def _display(path: Path) -> str:
 
 
 def find_line(text: str, key: Key) -> int | None:
-    """Return the number of the line that sets a key, or starts its section; null if there is none."""
+    """Return the number of the line that sets a key, or starts its section; null if missing."""
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         if key[-1] not in line or line.lstrip().startswith("#"):

@@ -133,7 +133,7 @@ class StreamLoader:
             return not states.chats.threads and is_quiet(self._api_key, self._redactor, run, resources)
 
     def _read_state(self) -> bytes:
-        """Return dlt's state after the last load; empty if there is none, or a load is pending."""
+        """Return dlt's state after the last load; empty if it is missing, or a load is pending."""
         folder = self._workspace.folder / "dlt" / PIPELINE
         if any(any((folder / packages).glob("*")) for packages in PENDING):
             return b""

@@ -35,7 +35,7 @@ class StreamProgress:
         overflows: The tie overflows of this run; `standing` are those that are neither repaired nor accepted.
         order_contradictions: Pages that are not in the order of the cursor time, or not where it says.
         reached_ms: The oldest timestamp of the last page.
-        covered_before, covered: The coverage before the run and now; null if there is none.
+        covered_before, covered: The coverage before the run and now; null if missing.
     """
 
     pages: int = 0

@@ -95,7 +95,7 @@ class UnreadableFiles:
     def choose_project(self, workspace: Workspace) -> Path:
         """Return a copy of the project: without these files, or as it was before if they are needed.
 
-        Raises `TransformError` if there is none.
+        Raises `TransformError` if no project ever worked.
         """
         if not self.is_needed:
             return self.copy_project(workspace)

@@ -127,7 +127,7 @@ class Attached(Destination):
         except duckdb.Error as lost:
             try:
                 self._lock_session = self._take_lock()
-            except UsageError:  # the server is not there yet
+            except UsageError:  # the server does not answer yet
                 raise lost from None
 
     def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:

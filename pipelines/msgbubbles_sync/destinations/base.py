@@ -259,5 +259,8 @@ class Destination(ABC):
         return nullcontext()
 
     def explain(self, _message: str) -> str | None:
-        """Return what an error message of the database means and how to fix it; null if unknown."""
+        """Return what an error message of the database means and how to fix it; null if unknown.
+
+        If it names a damaged file, the next run looks for others.
+        """
         return None

@@ -133,8 +133,8 @@ def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, opt
     replace_database(database, copy)
     if note.is_dir():
         move_damaged(note)
-    made_of = {account: version for account, version in versions.items() if account not in unreadable}
-    write_privately(note, json.dumps([made_of, read_mark(database)]))
+    copied = {account: version for account, version in versions.items() if account not in unreadable}
+    write_privately(note, json.dumps([copied, read_mark(database)]))
 
 
 def _attach_accounts(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], own: str) -> dict[str, str]:
