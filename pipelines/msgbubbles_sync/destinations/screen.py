@@ -46,7 +46,7 @@ class Screen:
         with self._destination.open_writer() as connection:
             while ranges:
                 begin, end = ranges.pop()
-                if _accepts(connection, path, rows.slice(begin, end - begin)):
+                if _accepts(self._destination, connection, path, rows.slice(begin, end - begin)):
                     continue
                 if end - begin == 1:
                     refused[begin] = True
@@ -57,7 +57,8 @@ class Screen:
         return refused
 
 
-def _accepts(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> bool:
+def _accepts(destination: Destination, connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> bool:
+    """Return whether a table accepts these rows. Raises errors that say nothing about them: a lock, a full disk."""
     connection.register("screened", rows)
     connection.execute("BEGIN")
     try:
@@ -71,6 +72,8 @@ def _accepts(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) 
     except duckdb.CatalogException:  # the table does not exist yet
         return True
     except duckdb.Error as error:
+        if isinstance(error, duckdb.OperationalError) or destination.explain(str(error)):
+            raise
         # A stored key is not an error: a load replaces its row.
         return rows.num_rows == 1 and "duplicate key" in str(error).lower()
     finally:

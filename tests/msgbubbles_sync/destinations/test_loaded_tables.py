@@ -204,3 +204,34 @@ def test_tables_that_the_role_may_not_write_are_held_back(
     assert destination.held.keys() == {"numbers"}
     assert destination.unwritable.keys() == {"_account", "sync_runs"}
     assert f'run ALTER TABLE msgbubbles.numbers OWNER TO "{role}"' in destination.held["numbers"]
+
+
+def test_row_is_not_rejected_for_a_lock_of_another_session(
+    postgres_address: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address)
+    monkeypatch.setenv("SYNC__LOCK_TIMEOUT_SECONDS", "1")
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", "postgres")
+    workspace.make_folders()
+    run_complete(workspace)
+    chat_id = server.truth().chats[0]["id"]
+    for text in ("wanted", "unwanted"):
+        server.account.add_message(NewMessage(chat_id, "inbound", text, datetime.now(UTC), "received"))
+    with closing(psycopg2.connect(postgres_address)) as session, session.cursor() as cursor:
+        cursor.execute("ALTER TABLE msgbubbles.messages ADD CHECK (text <> 'unwanted')")
+        session.commit()
+
+        def lock_messages(line: str) -> None:
+            if "row by row" in line:
+                cursor.execute("LOCK TABLE msgbubbles.messages IN SHARE MODE")
+
+        context = build_context(workspace, console=LoggingConsole(on_line=lock_messages))
+        report = job.run(context, Limits(with_transform=False))
+        assert (report.outcome.exit_status, "session" in report.outcome.message) == (1, True), report.outcome
+        session.rollback()
+        report = job.run(build_context(workspace), Limits(with_transform=False))
+        assert report.outcome.exit_status == 3
+        cursor.execute("SELECT row::jsonb ->> 'text' FROM msgbubbles.rejected_rows")
+        assert cursor.fetchall() == [("unwanted",)]
+        cursor.execute("SELECT count(*) FROM msgbubbles.messages")
+        assert cursor.fetchall() == [(len(server.truth().messages) - 1,)]
