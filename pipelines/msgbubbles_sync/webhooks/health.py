@@ -18,7 +18,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.text import format_count, format_span
 from msgbubbles_sync.workspace import Workspace
 
-from .heartbeat import Beat, read_last_beat
+from .heartbeat import Beat, is_running, read_last_beat
 from .load import count_dead_letters, dead_letter_folder
 from .spool import list_segments, list_unreadable, spool_folder, stat_segments, webhooks_folder
 
@@ -64,20 +64,21 @@ class ReceiverState:
     beat: Beat | None
     waiting_files: int
     dead_letters: int
-    now: datetime
+    is_running: bool
 
     @classmethod
     def read(cls, workspace: Workspace) -> ReceiverState:
-        beat = read_last_beat(webhooks_folder(workspace))
-        waiting = len(list_segments(spool_folder(workspace)))
-        return cls(beat, waiting, count_dead_letters(workspace), datetime.now(UTC))
+        folder = webhooks_folder(workspace)
+        beat, waiting = read_last_beat(folder), len(list_segments(spool_folder(workspace)))
+        runs = beat is not None and is_running(folder, beat, datetime.now(UTC))
+        return cls(beat, waiting, count_dead_letters(workspace), runs)
 
     def as_dict(self) -> dict[str, object]:
         files = {"waiting_files": self.waiting_files, "dead_letters": self.dead_letters}
         if self.beat is None:
             return {"running": False, **files}
         return {
-            "running": self.beat.is_alive(self.now),
+            "running": self.is_running,
             "since": _format_time(self.beat.uninterrupted_since),
             "last_event_at": _format_time(self.beat.last_event_at),
             "refused": self.beat.refused,
@@ -90,7 +91,7 @@ class ReceiverState:
         if self.beat is None:
             return f"Receiver: never ran on this workspace; {files}."
         beat = self.beat
-        state = "running" if beat.is_alive(self.now) else f"not running since {_format_time(beat.beat_at)}"
+        state = "running" if self.is_running else f"not running since {_format_time(beat.beat_at)}"
         event = f"last event {_format_time(beat.last_event_at)}" if beat.last_event_at else "no event yet"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(beat.refused.items()))
         since = f"since {_format_time(beat.uninterrupted_since)}"
@@ -123,7 +124,7 @@ def check(context: Context, now: datetime | None = None) -> Iterator[CheckResult
     workspace, now = context.workspace, now or datetime.now(UTC)
     beat = read_last_beat(webhooks_folder(workspace))
     if beat is not None:
-        yield _check_receiver(beat, now)
+        yield _check_receiver(beat, now, runs=is_running(webhooks_folder(workspace), beat, now))
         yield _check_events(beat, read_event_times(context.destination), now)
         yield _check_spool(workspace, now)
     malformed = count_dead_letters(workspace)
@@ -144,8 +145,8 @@ def _check_spool(workspace: Workspace, now: datetime) -> CheckResult:
     return CheckResult("webhook spool", "ok", f"{format_count(len(waiting), 'file')} waiting to be loaded")
 
 
-def _check_receiver(beat: Beat, now: datetime) -> CheckResult:
-    if not beat.is_alive(now):
+def _check_receiver(beat: Beat, now: datetime, *, runs: bool) -> CheckResult:
+    if not runs:
         what = f"not running; the last heartbeat was {format_span((now - beat.beat_at).total_seconds())} ago"
         return CheckResult("webhook receiver", "failed", what, "run webhooks.py serve as a service that is restarted")
     span = format_span((now - beat.uninterrupted_since).total_seconds())

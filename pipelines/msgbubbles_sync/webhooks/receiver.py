@@ -261,11 +261,11 @@ class Receiver:
         yield
         beating.cancel()
         await asyncio.to_thread(self.spool.close)
-        self._beat()
+        self._beat(self.heartbeat.close)
 
-    def _beat(self) -> None:
+    def _beat(self, write: Callable[[], None] | None = None) -> None:
         try:
-            self.heartbeat.beat()
+            (write or self.heartbeat.beat)()
         except OSError as error:
             self._log("heartbeat", f"the heartbeat cannot be written: {error.strerror}")
 

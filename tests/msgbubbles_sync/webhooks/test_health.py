@@ -135,10 +135,13 @@ def test_receiver_state_counts_refusals_by_reason_across_a_restart(workspace: Wo
             assert served.post(typing(event)).status_code == 204
             assert served.post(typing(event), key=b"another").status_code == 401
             assert served.http.post(served.url, content=b"{}").status_code == 401
-    state = ReceiverState.read(workspace)
+            served.receiver.heartbeat.beat()
+            state = ReceiverState.read(workspace)
+    stopped = ReceiverState.read(workspace)
+    assert re.match(r"Receiver: not running since \S+Z; last event \S+Z;", str(stopped)), "it is seen at once"
     values: Any = state.as_dict()
     assert values["refused"] == {"forged": 2, "unsigned": 2}
-    assert (values["running"], values["waiting_files"]) == (True, 2)
+    assert (values["running"], values["waiting_files"], stopped.as_dict()["running"]) == (True, 2, False)
     assert values["since"] <= values["last_event_at"] <= values["last_refused_at"]
     assert re.fullmatch(
         r"Receiver: running; last event \S+Z; refused since \S+Z: 2 forged, 2 unsigned, last \S+Z; "
