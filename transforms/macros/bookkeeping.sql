@@ -60,6 +60,11 @@
     {{ return(['int_thread_messages', 'group_membership', 'chat_title_history', 'int_typing_spells', 'int_contact_replies']) }}
 {%- endmacro %}
 
+{# Select the loads that this model did not contain when the run began. #}
+{% macro new_loads() -%}
+    select load_id from {{ ref('unbuilt_loads') }} where mart = '{{ this.identifier }}'
+{%- endmacro %}
+
 {# Remove the finished loads that all models contain, but not the newest: otherwise each run would cost more than the one
    before. dlt finds the state of a pipeline by its load. #}
 {% macro remove_built_loads() %}{{ return(adapter.dispatch('remove_built_loads')()) }}{% endmacro %}

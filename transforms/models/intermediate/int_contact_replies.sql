@@ -1,4 +1,4 @@
--- depends_on: {{ ref('chats_to_build') }}
+-- depends_on: {{ ref('chats_to_build') }}, {{ ref('unbuilt_loads') }}
 -- A chat that no longer has a contact yields a row without one, which replaces the old row and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('handle is null') }}") }}
 
@@ -18,6 +18,11 @@ changed as (
     select chat_id from {{ ref('chats_to_build') }} where mart = 'int_contact_replies'
     union
     select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_contact_replies'
+    union
+    select chats.chat_id
+    from {{ ref('stg_contact_aliases') }} as aliases
+    inner join {{ ref('stg_chats') }} as chats on {{ folded_handle('chats.remote_handle') }} = aliases.handle
+    where aliases.load_id in ({{ new_loads() }})
 ),
 
 -- A chat that has moved from one contact to another changes both.

@@ -1,4 +1,4 @@
--- depends_on: {{ ref('chats_to_build') }}
+-- depends_on: {{ ref('chats_to_build') }}, {{ ref('unbuilt_loads') }}
 -- A chat that no longer has spells yields a row without one, which replaces the old rows and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('spell_number is null') }}") }}
 
@@ -9,6 +9,11 @@ with chats as (
     {%- if is_incremental() %}
         chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'int_typing_spells')
         or chat_id in (select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'int_typing_spells')
+        or chat_id in (
+            select chat_id
+            from {{ ref('stg_webhook_events') }}
+            where event_type = 'conversation.typing' and load_id in ({{ new_loads() }})
+        )
     {%- else %}
         chat_id in (select chat_id from {{ ref('stg_webhook_events') }} where event_type = 'conversation.typing')
     {%- endif %}

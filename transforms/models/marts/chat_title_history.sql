@@ -1,4 +1,4 @@
--- depends_on: {{ ref('chats_to_build') }}
+-- depends_on: {{ ref('unbuilt_loads') }}
 with title_reads as (
     select
         chat_id,
@@ -11,7 +11,7 @@ with title_reads as (
         lag(title) over (partition by chat_id order by fetched_at) as title_before
     from {{ ref('stg_chat_titles') }}
     {% if is_incremental() -%}
-    where chat_id in (select chat_id from {{ ref('chats_to_build') }} where mart = 'chat_title_history')
+    where chat_id in (select chat_id from {{ ref('stg_chat_titles') }} where load_id in ({{ new_loads() }}))
     {%- endif %}
 ),
 

@@ -1,6 +1,6 @@
 -- A chat that no longer has members yields a row without a handle, which replaces the old rows and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('handle is null') }}") }}
--- depends_on: {{ ref('chats_to_build') }}
+-- depends_on: {{ ref('chats_to_build') }}, {{ ref('unbuilt_loads') }}
 
 with groups as (
     select chat_id, {{ folded_handle('from_handle') }} as from_handle, from_handle as spelling, created_at, fetched_at
@@ -15,6 +15,10 @@ chats_to_build as (
         select chat_id from {{ ref('chats_to_build') }} where mart = 'group_membership'
         union
         select chat_id from {{ source('bookkeeping', 'days_to_build') }} where mart = 'group_membership'
+        union
+        select chat_id from {{ ref('stg_participant_lists') }} where load_id in ({{ new_loads() }})
+        union
+        select chat_id from {{ ref('stg_group_member_operations') }} where load_id in ({{ new_loads() }})
     ) as touched
     where
         touched.chat_id in (select chat_id from groups)

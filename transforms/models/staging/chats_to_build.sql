@@ -1,3 +1,4 @@
+-- Reads no other loaded rows: if a table or view of those fails, models that do not read it are still built.
 {{ config(materialized='table') }}
 
 {#- The chats of which group_membership has rows: one that is no group any more loses them. -#}
@@ -31,42 +32,6 @@ with touched as (
             and (chats.is_group or chats.chat_id in (select chat_id from {{ in_marts() }}.group_membership))
             {%- endif %}
         )
-
-    union all
-
-    select unbuilt_loads.mart, chats.chat_id
-    from {{ ref('stg_contact_aliases') }} as aliases
-    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = aliases.load_id
-    inner join {{ ref('stg_chats') }} as chats on {{ folded_handle('chats.remote_handle') }} = aliases.handle
-    where unbuilt_loads.mart = 'int_contact_replies'
-
-    union all
-
-    select unbuilt_loads.mart, lists.chat_id
-    from {{ ref('stg_participant_lists') }} as lists
-    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = lists.load_id
-    where unbuilt_loads.mart = 'group_membership'
-
-    union all
-
-    select unbuilt_loads.mart, operations.chat_id
-    from {{ ref('stg_group_member_operations') }} as operations
-    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = operations.load_id
-    where unbuilt_loads.mart = 'group_membership'
-
-    union all
-
-    select unbuilt_loads.mart, titles.chat_id
-    from {{ ref('stg_chat_titles') }} as titles
-    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = titles.load_id
-    where unbuilt_loads.mart = 'chat_title_history'
-
-    union all
-
-    select unbuilt_loads.mart, events.chat_id
-    from {{ ref('stg_webhook_events') }} as events
-    inner join {{ ref('unbuilt_loads') }} as unbuilt_loads on unbuilt_loads.load_id = events.load_id
-    where unbuilt_loads.mart = 'int_typing_spells' and events.event_type = 'conversation.typing'
 )
 
 select distinct mart, chat_id
