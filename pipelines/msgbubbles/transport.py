@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import re
 import ssl
 import threading
@@ -183,14 +184,15 @@ class Transport:
             self._rate_limiter.close()
 
     @contextmanager
-    def at_most(self, attempts: int) -> Iterator[None]:
-        """Limit the attempts of each request, until the block ends."""
-        configured = self.max_attempts
-        self.max_attempts = min(configured, attempts)
+    def at_most(self, attempts: int, patience_seconds: float = math.inf) -> Iterator[None]:
+        """Limit the attempts of each request, and the time that it is repeated after 429, until the block ends."""
+        configured = self.max_attempts, self._patience_seconds
+        self.max_attempts = min(self.max_attempts, attempts)
+        self._patience_seconds = min(self._patience_seconds, patience_seconds)
         try:
             yield
         finally:
-            self.max_attempts = configured
+            self.max_attempts, self._patience_seconds = configured
 
     def request(
         self,

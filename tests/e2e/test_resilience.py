@@ -155,8 +155,8 @@ def test_failing_api_fails_the_run_and_loads_what_was_read(new_job: NewJob) -> N
 
 @pytest.mark.parametrize(
     ("knobs", "says", "requests"),
-    # That the whole account is closed shows when the numbers, the feed and the chats are.
-    [(Knobs(keys={"sk_test_other"}), "unauthorized", 1), (Knobs(active=False), "forbidden", 3)],
+    # That the key is refused, or the whole account is closed, shows when the numbers, the feed and the chats are.
+    [(Knobs(keys={"sk_test_other"}), "unauthorized", 2), (Knobs(active=False), "forbidden", 3)],
 )
 def test_refused_key_fails_at_once_with_a_message(new_job: NewJob, knobs: Knobs, says: str, requests: int) -> None:
     job = new_job(knobs)

@@ -71,7 +71,7 @@ def test_failing_model_keeps_only_its_marts_from_being_built(warehouse: Any, tmp
         "webhook_events.reaction": ["reactions_daily", "thread_activity", "typing_daily"],
     }
     names = [column.split(".") for column in failed]
-    failing = ([f"stg_{table}" for table, _ in names], sorted(sum(failed.values(), [])))
+    failing = ([f"stg_{table}" for table, _ in names], sorted(mart for marts in failed.values() for mart in marts))
     rename_all = [f"alter table msgbubbles.{table} rename {name} to gone" for table, name in names]
     undo_all = [f"alter table msgbubbles.{table} rename gone to {name}" for table, name in names]
     # A mart that somebody has replaced is built from scratch.

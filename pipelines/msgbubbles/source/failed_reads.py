@@ -1,8 +1,8 @@
 """Record units that could not be read in the state of a resource, and try them again later.
 
 A unit can fail without affecting anything else: the list of numbers, the feed, an interval of a list, a chat by id, the
-messages of one chat. An error that makes the whole run impossible is raised: a refused key, no connection, a rate limit
-that does not reset, a stop.
+messages of one chat. An error that makes the whole run impossible is raised: no connection, a stop, and, unless the API
+answers another request, a refused key or a rate limit that does not reset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, is_unit_error
+from msgbubbles.errors import ApiError, AuthenticationError, RateLimitedError, is_unit_error
 from msgbubbles.times import to_epoch_ms
 
 from .state import FailedRead, Kind, ResourceState, find_next_try_ms
@@ -78,7 +78,7 @@ class FailedReads:
             with self.few_tries() if is_suspect else nullcontext():
                 yield attempt
         except ApiError as error:
-            if not is_unit_error(error):
+            if not (is_unit_error(error) or self._concerns_endpoint(error)):
                 raise
             attempt.succeeded = False
             self.record(kind, unit_id, error, from_ms)
@@ -126,6 +126,14 @@ class FailedReads:
                     request()
                     return
         raise error
+
+    def _concerns_endpoint(self, error: ApiError) -> bool:
+        """Return whether only this endpoint refuses the key, or has a rate limit that does not reset."""
+        if isinstance(error, AuthenticationError | RateLimitedError):
+            with suppress(ApiError), self._client.transport.at_most(1, patience_seconds=0.0):
+                self._client.list_chats()
+                return True
+        return False
 
     def _save(self, entry: FailedRead) -> None:
         self._entries[entry.kind, entry.id] = entry

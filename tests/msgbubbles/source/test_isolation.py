@@ -271,8 +271,33 @@ def test_refused_key_ends_the_run_at_once(new_world: Callable[..., World]) -> No
     world = new_world(Knobs(keys={"sk_test_other"}), chats=3)
     run = world.sync(accept_failure=True)
     assert type(run.error) is AuthenticationError
-    assert world.requests == 1
+    assert world.requests == 2, "another endpoint refuses it too"
     assert failed(world) == []
+
+
+@pytest.mark.parametrize("status", [401, 429])
+@pytest.mark.parametrize("kind", ["numbers", "feed", "thread"])
+def test_key_that_one_endpoint_refuses_is_used_for_the_others(
+    new_world: Callable[..., World], kind: str, status: int
+) -> None:
+    def answer(_method: str, path: str, query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        is_refused = path == ("/v1/numbers" if kind == "numbers" else "/v1/messages")
+        is_refused = is_refused and (kind != "thread" or query.get("conversation_id") == chat_ids(world)[0])
+        return (status, {"Retry-After": "7200"}, b"{}") if is_refused else None
+
+    world = new_world(Knobs(feed=kind != "thread", answer=answer), chats=3)
+    if kind == "feed":  # then the messages are read chat by chat
+        world.knobs.answer = lambda method, path, query: (
+            None if query.get("conversation_id") else answer(method, path, query)
+        )
+    for _ in range(2):
+        assert world.sync().error is None
+        assert {one[:1] + one[2:3] for one in failed(world)} == {(kind, status)}
+        assert missing(world) == {"numbers": {"numbers": 1}, "feed": {}, "thread": {"messages": 3}}[kind]
+    world.knobs.answer = None
+    world.pass_time(DAY_MS)
+    world.sync()
+    assert (world.differences(), failed(world)) == ({}, [])
 
 
 def test_chats_are_read_even_if_all_message_lists_fail(new_world: Callable[..., World]) -> None:
