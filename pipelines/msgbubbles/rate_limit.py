@@ -8,6 +8,7 @@ may be sent in its first second.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import threading
 import time
@@ -50,8 +51,10 @@ class RateLimiter:
             self._database = _open(path)
         except sqlite3.OperationalError:
             raise
-        except sqlite3.DatabaseError:
-            # A power cut interrupted a write. Losing the record costs a 429 at worst.
+        except (OSError, sqlite3.DatabaseError):
+            # A power cut interrupted a write, or it is another user's. Losing the record costs a 429 at worst.
+            if path.is_dir():
+                path.rename(f"{path}.{time.time_ns()}")
             path.unlink(missing_ok=True)
             self._database = _open(path)
 
@@ -161,7 +164,7 @@ def find_record(api_key: str, kind: str, folder: str | Path | None = None) -> Pa
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:
         # Losing the last requests to a power cut costs a 429 at worst; an fsync per request costs more.

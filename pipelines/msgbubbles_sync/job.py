@@ -26,7 +26,8 @@ from .load_streams import StreamLoader
 from .lock import AnotherJobRunsError
 from .outcome import EXIT_STOPPED, explain_end
 from .policy import applied as policy
-from .privacy.erase import FILES_STEP, purge, purge_files
+from .privacy.erase import purge
+from .privacy.files import purge_files
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import RunReport, ends_run
@@ -129,9 +130,7 @@ def repair(context: Context, missing: MissingRows, limits: Limits) -> RunReport:
 def _adjust_source(context: Context, limits: Limits) -> SourceSettings:
     """Return the settings of the source for this run."""
     source = with_refresh(context)
-    if limits.since is None:
-        return source
-    return structs.replace(source, start_date=f"{limits.since:%Y-%m-%d}")
+    return source if limits.since is None else structs.replace(source, start_date=f"{limits.since:%Y-%m-%d}")
 
 
 def load_webhooks(context: Context, limits: Limits) -> RunReport:
@@ -216,6 +215,8 @@ def _report_end(context: Context, report: RunReport) -> Iterator[None]:
 
 def _prepare(context: Context, report: RunReport) -> None:
     context.destination.prepare()
+    with report.isolate("vault"):  # rows are loaded without it
+        policy.open_vault(context.settings)
     for table, reason in (context.destination.held | context.destination.unwritable).items():
         report.add_failed_part(table, reason)
 
@@ -285,10 +286,10 @@ def _finish_privacy_work(context: Context, report: RunReport) -> Exception | Non
             raise
         workspace.set_pending("removal")
         return error
-    with report.isolate("erasure"):  # readers see none of these files
-        if workspace.is_pending(FILES_STEP):
-            purge_files(context)
     workspace.set_done("removal")
+    with report.isolate("privacy files"):  # readers see none of these files
+        if failures := purge_files(context)[1]:
+            report.add_failed_part("privacy files", "; ".join(failures))
     return None
 
 
@@ -343,9 +344,8 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     or no longer fail.
     """
     workspace, destination = context.workspace, context.destination
-    run_log = RunLog(workspace.folder)
     report.conclude()
-    last = run_log.last()
+    last = RunLog(workspace.folder).last()
     has_other_status = last is not None and last["exit_status"] != report.outcome.exit_status
     if not (workspace.is_pending("publish") or destination.is_older_than(max_age_minutes) or has_other_status):
         return

@@ -34,7 +34,7 @@ WRONG_KINDS = {
     errno.EISDIR: "is a folder, and has to be a file",
     errno.ENOTDIR: "is in a file, which has to be a folder",
     errno.EEXIST: "is a file, and has to be a folder",
-    errno.ELOOP: "is a link that leads back to itself",
+    errno.ELOOP: "is a link that leads nowhere, or back to itself",
 }
 # DuckDB, sqlite and dlt report these in words only.
 FULL_WORDS = re.compile(
@@ -43,6 +43,8 @@ FULL_WORDS = re.compile(
 REFUSED_WORDS = re.compile("read-only file system|permission denied|readonly database|in read-only mode", re.I)
 # In Python, a thread that cannot start is a RuntimeError, and a library that cannot be mapped an ImportError.
 MEMORY_WORDS = re.compile("cannot allocate memory|out of memory|can't start new thread|failed to map segment", re.I)
+# The file that DuckDB could not open.
+OPENED = re.compile(r'cannot open file "([^"]+)"', re.I)
 CHANGED_TABLE = re.compile(
     r'(?:column "\w+" of )?relation "[\w.]+" does not exist|Table with name \w+ does not exist'
     r'|column "\w+" is of type [\w ]+ but expression is of type [\w ]+'
@@ -163,5 +165,6 @@ def _is_out_of_memory(cause: BaseException) -> bool:
 
 def _find_path(causes: list[BaseException], numbers: set[int]) -> Path | None:
     """Return the file that a system error names."""
-    names = (cause.filename for cause in causes if isinstance(cause, OSError) and cause.errno in numbers)
+    names = [cause.filename for cause in causes if isinstance(cause, OSError) and cause.errno in numbers]
+    names += [found[1] for cause in causes if isinstance(cause, duckdb.Error) and (found := OPENED.search(str(cause)))]
     return next((Path(str(name)) for name in names if name), None)

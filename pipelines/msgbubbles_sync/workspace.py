@@ -158,6 +158,10 @@ class Workspace:
             if folder.exists() and not folder.is_dir():
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
+        for path in self.folder.iterdir():
+            # A link to a database may lead to a disk that is not mounted.
+            if path.is_symlink() and not path.exists() and path.suffix not in (self.work.suffix, ".sqlite"):
+                move_damaged(path)
         if is_new:
             self.store_version(VERSION)
 

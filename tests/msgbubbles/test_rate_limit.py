@@ -333,6 +333,15 @@ def test_record_is_readable_only_by_its_user(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
+def test_record_that_cannot_be_used_is_replaced(tmp_path: Path, open_limiter: Open) -> None:
+    (tmp_path / "budget" / "of somebody").mkdir(parents=True)
+    assert open_limiter(1).acquire() == 0
+    (tmp_path / "budget").unlink()
+    (tmp_path / "budget").symlink_to("/nowhere/at/all")
+    assert open_limiter(1).acquire() == 0
+    assert open_limiter(1).acquire() > 0
+
+
 @pytest.mark.parametrize("torn", [b"not a database, but long enough" * 50, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_damaged_file_is_replaced(tmp_path: Path, open_limiter: Open, torn: bytes) -> None:
     (tmp_path / "budget").write_bytes(torn)

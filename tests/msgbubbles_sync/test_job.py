@@ -21,10 +21,13 @@ from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.groups.ledger import LEDGER, Ledger
+from msgbubbles_sync.errors import TransformError, UsageError
+from msgbubbles_sync.groups.ledger import FORMER, LEDGER, Ledger
+from msgbubbles_sync.groups.observed import open_ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
-from msgbubbles_sync.privacy import rewrite
+from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.privacy.files import purge_files
+from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.sandbox import NewMessage, Server
 from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.webhooks.spool import spool_folder
@@ -164,20 +167,39 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
 
 
 @pytest.mark.usefixtures("server")
-def test_rows_are_loaded_while_an_erasure_waits_for_an_unreadable_file_of_the_spool(
+def test_files_that_cannot_be_changed_keep_no_stricter_policy_from_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewrite, "SPOOL_SECONDS", 0.1)
-    workspace = workspace_in(tmp_path)
-    workspace.set_pending("erase")
-    segment = spool_folder(workspace) / "1.jsonl"
+    workspace, vault = workspace_in(tmp_path), tmp_path / "vault.sqlite"
+    ledger, segment = workspace.folder / LEDGER, spool_folder(workspace) / "1.jsonl"
+    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    for name, value in (("PRESET", "analytics"), ("KEY", "k" * 64), ("VAULT", str(vault))):
+        monkeypatch.setenv(f"SOURCES__MSGBUBBLES__PRIVACY__{name}", value)
+    for path in (ledger, vault):
+        path.write_bytes(b"not a database" * 500)
     segment.mkdir(parents=True)
+
+    context = build_context(workspace)
+    reapply.apply(context)
+    failures = purge_files(context)[1]
+    assert [path for path in (segment, vault, ledger) if not any(str(path) in reason for reason in failures)] == []
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        query = "SELECT count(*), count(*) FILTER (remote_handle LIKE 'p\\_%' ESCAPE '\\') FROM msgbubbles.chats"
+        assert database.execute(query).fetchone() == (60, 60), "readers have pseudonyms only"
+    with pytest.raises(UsageError, match=r"run chats\.py first"), open_ledger(build_context(workspace)):
+        pass
+
     report = job.run(build_context(workspace), Limits(with_transform=False))
-    assert (report.outcome.exit_status, report.published) == (EXIT_FAILED, False)
-    assert f"{segment} cannot be read" in report.outcome.message
+    assert report.outcome.exit_status == EXIT_INCOMPLETE
+    assert report.record["failed_parts"].keys() == {"privacy files", "group operations", "webhook events", "vault"}
     segment.rmdir()
-    report = job.run(build_context(workspace), Limits(with_transform=False))
-    assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
+    vault.unlink()
+    ledger.unlink()
+    with Ledger.open(workspace.folder):
+        pass
+    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    assert not ledger.exists()
+    assert not any(map(workspace.is_pending, (FILES_STEP, FORMER)))
 
 
 def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, server: Server) -> None:
@@ -190,7 +212,7 @@ def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, serv
     for _ in range(2):
         report = job.run(build_context(workspace), Limits(with_transform=False))
         assert report.outcome.exit_status == EXIT_INCOMPLETE
-        assert report.record["failed_parts"].keys() == {"erasure", "group operations"}
+        assert report.record["failed_parts"].keys() == {"privacy files", "group operations"}
         assert all(f"{ledger} is damaged" in reason for reason in report.record["failed_parts"].values())
         assert not workspace.is_pending("erase"), "the tables are done"
     assert differences(workspace.database, server.truth()) == {}

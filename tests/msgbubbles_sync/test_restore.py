@@ -98,10 +98,15 @@ def test_damaged_files_of_dlt_are_restored_from_the_destination(loaded: Path, tm
 
 
 @pytest.mark.parametrize("name", ["dlt", "dlt/msgbubbles"])
-def test_file_with_the_name_of_a_folder_is_renamed(workspace: Workspace, name: str) -> None:
+def test_file_with_the_name_of_a_folder_and_broken_links_are_renamed(workspace: Workspace, name: str) -> None:
     shutil.rmtree(workspace.folder / name)
     (workspace.folder / name).touch()
+    for other in ("account.json", "job.lock", "privacy.json", "groups.sqlite"):
+        (workspace.folder / other).symlink_to("/nowhere/at/all")
     workspace.make_folders()
+    assert [path.name for path in workspace.folder.iterdir() if path.is_symlink() and "damaged" not in path.name] == [
+        "groups.sqlite"  # it may be on a disk that is not mounted
+    ]
     restored(workspace)
     assert load(workspace, 3) == [1, 2, 3]
 

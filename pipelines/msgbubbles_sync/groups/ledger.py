@@ -7,6 +7,7 @@ group a key stands for. The warehouse has a copy of it (`load`), from which a lo
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ CREATE TABLE IF NOT EXISTS renderings (
 CREATE TABLE IF NOT EXISTS loaded_from (workspace TEXT NOT NULL);
 """
 LEDGER = "groups.sqlite"
+# Pending while the ledger may have what a stricter privacy policy has removed from the tables.
+FORMER = "former_ledger"
 OBSERVATIONS = "sightings"  # codespell:ignore sightings
 TIMES = (("operations", "requested_at"), ("operations", "finished_at"), (OBSERVATIONS, "seen_at"))
 # The columns that may name a person, with the key of their table.
@@ -134,8 +137,8 @@ class Ledger:
     """The file of the ledger. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        self._workspace = path.parent.name
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's errors name no file
+        self._path = path
         self._lock = threading.RLock()
         self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
@@ -156,15 +159,8 @@ class Ledger:
     def open(cls, folder: Path) -> Ledger:
         """Open the ledger in the folder of a workspace, or create it. Raises `MsgBubblesError` if it is damaged."""
         path = folder / LEDGER
-        try:
+        with _explain_damage(path):
             return cls(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and not path.is_dir():  # locked, or a full disk
-                raise
-            raise MsgBubblesError(
-                f"{path} is damaged: move it and {LEDGER}-wal to another folder. The next groups.py command restores "
-                "it from the warehouse"
-            ) from None
 
     def __enter__(self) -> Ledger:
         return self
@@ -285,7 +281,9 @@ class Ledger:
 
         These are all rows after the file was moved here from the workspace of another destination.
         """
-        is_ours = [row["workspace"] for row in self._all("SELECT workspace FROM loaded_from")] == [self._workspace]
+        is_ours = [row["workspace"] for row in self._all("SELECT workspace FROM loaded_from")] == [
+            self._path.parent.name
+        ]
         changed = f"SELECT * FROM {{}} WHERE {'landed_version < version' if is_ours else '1'} ORDER BY rowid"
         operations, observations = (self._all(changed.format(table)) for table in ("operations", OBSERVATIONS))
         return (
@@ -309,7 +307,7 @@ class Ledger:
 
     def _store_workspace(self) -> None:
         self._run("DELETE FROM loaded_from")
-        self._run("INSERT INTO loaded_from VALUES (?)", (self._workspace,))
+        self._run("INSERT INTO loaded_from VALUES (?)", (self._path.parent.name,))
 
     # -- erasure
 
@@ -359,11 +357,11 @@ class Ledger:
     # -- the database
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Mapping[str, Any]]:
-        with self._lock:
+        with self._lock, _explain_damage(self._path):
             return [dict(row) for row in self._database.execute(sql, values).fetchall()]
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> None:
-        with self._lock:
+        with self._lock, _explain_damage(self._path):
             self._database.execute(sql, values)
 
     def _insert(self, table: str, record: Record, on_conflict: str = "") -> None:
@@ -376,6 +374,19 @@ class Ledger:
         with self._lock, self._database:
             self._run("BEGIN IMMEDIATE")
             yield
+
+
+@contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # locked, or a full disk
+            raise
+        raise MsgBubblesError(
+            f"{path} is damaged: move it and {LEDGER}-wal to another folder. The next groups.py command restores it "
+            "from the warehouse"
+        ) from None
 
 
 def build_record(kind: type[Row], values: Mapping[str, Any]) -> Row:

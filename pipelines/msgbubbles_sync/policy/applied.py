@@ -16,7 +16,7 @@ import msgspec
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.errors import UsageError, list_causes
+from msgbubbles_sync.errors import InputFileError, UsageError, list_causes
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
@@ -116,8 +116,8 @@ def restore_record(workspace: Workspace, destination: Destination) -> None:
 
 
 def open_vault(settings: Settings) -> Vault | None:
-    """Open the configured vault; null without one. Raises `UsageError`."""
-    return Vault(settings.vault) if settings.vault else None
+    """Open the configured vault; null without one, or without a policy. Raises `InputFileError`."""
+    return Vault(settings.vault) if settings.vault and settings.policy.redacts else None
 
 
 def read_policy(settings: Settings) -> tuple[Policy, Pseudonymizer | None]:
@@ -155,7 +155,8 @@ def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
 def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     """Build the redactor of the configured policy, and record the policy next to an empty warehouse.
 
-    Raises `UsageError` if the stored rows were loaded under another policy, or with another key.
+    A vault that cannot be used is left out; `open_vault` says why. Raises `UsageError` if the stored rows were loaded
+    under another policy, or with another key.
     """
     policy, pseudonyms = read_policy(settings)
     record = Record.load(workspace)
@@ -170,7 +171,10 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     if any(getattr(record.policy, name) != getattr(policy, name) for name in ORDERS):
         raise _not_applied(policy, record.policy)
     check_key(record, pseudonyms)
-    return Redactor(policy, pseudonyms, record.erased, vault=open_vault(settings) if policy.redacts else None)
+    vault = None
+    with suppress(InputFileError):
+        vault = open_vault(settings)
+    return Redactor(policy, pseudonyms, record.erased, vault=vault)
 
 
 def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:

@@ -6,6 +6,7 @@ be stored away from the warehouse.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgbubbles.handles import normalize_handle
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import InputFileError
 
 MAX_CACHED = 200_000
 
@@ -22,19 +23,21 @@ class Vault:
     """A SQLite file of pseudonyms and handles, readable by its owner only. Thread-safe and process-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Create the file if it is missing. Raises `UsageError` if it cannot be used."""
+        """Create the file if it is missing. Raises `InputFileError` if it cannot be used."""
         self._lock = threading.Lock()
         self._saved: set[str] = set()
         self._new: dict[str, str] = {}
         self._path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS people (pseudonym TEXT PRIMARY KEY, handle TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(
-                f"{path}: the vault cannot be used ({type(error).__name__}); fix vault in dlt_config/config.toml"
+            raise InputFileError(
+                f"{path}: the vault cannot be used ({type(error).__name__}). Give the user of this job access, restore "
+                "it from a backup, move it away, or fix vault in dlt_config/config.toml. People whose rows are loaded "
+                "meanwhile are added when these are read again: chats within a day, all of them by verify --full"
             ) from None
 
     def add(self, pseudonym: str, handle: str) -> None:

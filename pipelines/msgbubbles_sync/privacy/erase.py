@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import duckdb
 import msgspec
 
-from msgbubbles.errors import ConfigurationError, MsgBubblesError
+from msgbubbles.errors import ConfigurationError
 from msgbubbles.handles import parse_handle
 from msgbubbles.mentions import MIN_DIGITS, canonical_handle
 from msgbubbles.policy import PSEUDONYM, Pseudonymizer
@@ -29,8 +27,6 @@ from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.groups.ledger import Ledger
 from msgbubbles_sync.policy.applied import (
     Record,
     build_redactor,
@@ -39,18 +35,14 @@ from msgbubbles_sync.policy.applied import (
     restore_record,
     store_copy,
 )
-from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.sql import create_table, quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES
 from msgbubbles_sync.text import format_count
-from msgbubbles_sync.webhooks.load import dead_letter_folder
-from msgbubbles_sync.workspace import Workspace
 
+from .files import purge_files
 from .rewrite import StoredRows, rewriting
 
 STEP = "erase"
-# What remains of an erasure once no table has its people: the files next to them.
-FILES_STEP = "erase_files"
 # Chats that only events show, without the other side.
 UNIDENTIFIED = "from_event_at IS NOT NULL AND remote_handle IS NULL"
 IS_THEIRS = "IN (SELECT id FROM gone_people)"
@@ -114,11 +106,9 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
     store_copy(workspace, context.destination)
     certificate = purge(context, handles)
-    try:
-        certificate.rows += purge_files(context)
-    except (MsgBubblesError, OSError, sqlite3.Error) as error:
-        why = str(error) if isinstance(error, MsgBubblesError) else f"{workspace.folder} ({type(error).__name__})"
-        certificate.out_of_reach.append(f"{why}. Every run tries again until it succeeds")
+    counts, failures = purge_files(context)
+    certificate.rows += counts
+    certificate.out_of_reach += [f"{why}. Every run tries again until it succeeds" for why in failures]
     return certificate
 
 
@@ -129,7 +119,7 @@ def _is_handle(text: str) -> bool:
 def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     """Remove everybody whose hash is in the privacy record from tables and marts. May be repeated.
 
-    `purge_files` has to follow: until then, `FILES_STEP` is pending.
+    `purge_files` has to follow.
 
     `handles` are those to remove from texts as well. Without them, as after an interrupted erasure, each handle in a
     text is compared with the hashes.
@@ -148,25 +138,8 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
         certificate.rows += rows.counts
         if ERASURES.name not in context.destination.unwritable:
             _store_certificate(rows.connection, certificate)
-    workspace.set_pending(FILES_STEP)
     workspace.set_done(STEP)
     return certificate
-
-
-def purge_files(context: Context) -> Counter[str]:
-    """Remove everybody whose hash is in the privacy record from the files of the workspace, and return the counts.
-
-    May be repeated. Raises `MsgBubblesError`, `OSError` and `sqlite3.Error` for a file that cannot be read or changed.
-    """
-    workspace = context.workspace
-    redactor = build_redactor(workspace, context.settings)
-    _purge_lines(workspace, redactor)
-    counts: Counter[str] = Counter()
-    if isinstance(redactor.vault, Vault):
-        counts["the vault"] = redactor.vault.remove(redactor.is_erased)
-    counts += _purge_ledger(workspace, redactor)
-    workspace.set_done(FILES_STEP)
-    return counts
 
 
 def _read_handles(rows: StoredRows) -> set[str]:
@@ -332,27 +305,3 @@ def _store_certificate(connection: duckdb.DuckDBPyConnection, certificate: Certi
     table = create_table(connection, "msgbubbles", ERASURES)
     values = [certificate.erasure_id, certificate.erased_at, certificate.people, json.dumps(certificate.rows)]
     connection.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", values)
-
-
-def _purge_ledger(workspace: Workspace, redactor: Redactor) -> Counter[str]:
-    if not (workspace.folder / "groups.sqlite").exists():
-        return Counter()
-    with Ledger.open(workspace.folder) as ledger:
-        return Counter({"the ledger of groups": ledger.remove_people(redactor.is_erased, redactor.replace_erased)})
-
-
-def _purge_lines(workspace: Workspace, redactor: Redactor) -> None:
-    """Remove dead letters of webhooks that mention an erased person, and mentions in the run log."""
-    for path in dead_letter_folder(workspace).glob("*.jsonl"):
-        _rewrite(path, lambda line: "" if redactor.mentions_erased(line) else line)
-    run_log = workspace.folder / "runs.jsonl"
-    if run_log.exists():
-        _rewrite(run_log, redactor.replace_erased_in_json)
-
-
-def _rewrite(path: Path, change: Callable[[str], str]) -> None:
-    """Change each line of a file, and remove lines that become empty."""
-    before = path.read_bytes().decode("utf-8", "replace").split("\n")
-    after = [*map(change, before)]
-    if after != before:
-        write_privately(path, "".join(f"{line}\n" for line in after if line))

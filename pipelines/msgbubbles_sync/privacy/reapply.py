@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from msgbubbles.errors import MsgBubblesError
 from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.models import RejectedRow
 from msgbubbles.redact import DOT, HANDLE_LIKE_ID, Redactor
 from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.tables import Column, Pii
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.groups.ledger import FORMER
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import (
     Record,
@@ -28,7 +32,6 @@ from msgbubbles_sync.policy.applied import (
 )
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import TABLES
-from msgbubbles_sync.webhooks.load import dead_letter_folder
 
 from .rewrite import StoredRows, rewriting
 
@@ -39,8 +42,8 @@ Change = Callable[[Any], Any]
 def apply(context: Context) -> Counter[str]:
     """Apply the configured policy to a warehouse. Returns how many values changed, by table.
 
-    The caller holds the locks `job` and `apply`. Raises `UsageError` if the policy is looser than the warehouse's, or
-    the key is another.
+    `purge_files` has to follow. The caller holds the locks `job` and `apply`. Raises `UsageError` if the policy is
+    looser than the warehouse's, or the key is another.
     """
     workspace = context.workspace
     policy, pseudonyms = read_policy(context.settings)
@@ -48,20 +51,17 @@ def apply(context: Context) -> Counter[str]:
     record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)
-    workspace.set_pending(STEP)
+    workspace.set_pending(STEP, *((FORMER,) if policy.redacts else ()))
     # The record comes first: from now on, loads and receivers use the new policy.
     key_check = pseudonyms.check if pseudonyms else record.key_check
     msgspec.structs.replace(record, policy=policy, key_check=key_check).save(workspace)
     redactor = build_redactor(workspace, context.settings)
     if policy.redacts:
-        load_ledger(workspace, context.destination, redactor)
+        with suppress(MsgBubblesError, OSError, sqlite3.Error):  # `purge_files` loads the rest of it
+            load_ledger(workspace, context.destination, redactor)
     with rewriting(context) as rows:
         counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()
-    if policy.redacts:
-        # The dead letters of webhooks, and the ledger of groups, whose copy is loaded.
-        for path in (*dead_letter_folder(workspace).glob("*.jsonl"), *workspace.folder.glob("groups.sqlite*")):
-            path.unlink()
     workspace.set_done(STEP)
     return counts
 

@@ -15,11 +15,10 @@ import duckdb
 
 from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import StoredRows, rewriting
+from .rewrite import FILES_STEP, StoredRows, rewriting
 
 DAY_SECONDS = 86_400
 # The names under which `expired` in a run record counts rows.
@@ -63,8 +62,7 @@ def expire(context: Context) -> Counter[str]:
         else:
             context.console.say("rewriting the database")
             destination.remove_old_versions()
-            for path in workspace.find_damaged():
-                remove(path)
+            workspace.set_pending(FILES_STEP)
         workspace.set_done("compact")
         (workspace.folder / DONE).touch()
     return +counts

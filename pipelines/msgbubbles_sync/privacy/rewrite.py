@@ -9,13 +9,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from msgbubbles.errors import MsgBubblesError
 from msgbubbles.source.lazy_dlt import versioned_state
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
@@ -23,19 +23,18 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.files import remove
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, list_unreadable, spool_folder
-from msgbubbles_sync.workspace import PIPELINE, Workspace
+from msgbubbles_sync.workspace import PIPELINE
 
+# Pending after the tables have changed, until `files.purge_files` has removed the old values from the files.
+FILES_STEP = "privacy_files"
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 + SEGMENT_SECONDS
-UNREADABLE_SEGMENTS = """{paths} cannot be read, and may hold events of the people concerned: give the user of this job
-access, or remove it, and try again"""
 COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
 WHERE database_name = current_database() AND schema_name = 'msgbubbles'
 AND (database_oid, table_oid) IN (SELECT (database_oid, table_oid) FROM duckdb_tables())
@@ -46,10 +45,10 @@ AND table_name NOT IN ('privacy', 'erasures') AND table_name NOT LIKE '\_dlt\_%'
 def rewriting(context: Context) -> Iterator[StoredRows]:
     """Open the stored rows to change them. First, pending loads and the spool are loaded.
 
-    When the block ends, the marts are rebuilt, and what may hold the old values is removed. A process that is killed in
-    between leaves work that can be repeated.
+    When the block ends, the marts are rebuilt and published. `files.purge_files` has to follow: until then,
+    `FILES_STEP` is pending. A process that is killed in between leaves work that can be repeated.
 
-    Raises `UsageError` if marts cannot be rebuilt here, and `MsgBubblesError` if events of the spool cannot be read.
+    Raises `UsageError` if marts cannot be rebuilt here.
     """
     workspace, destination, say = context.workspace, context.destination, context.console.say
     destination.prepare()
@@ -61,7 +60,7 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
     with destination.rewrite_rows() as connection:
         yield StoredRows(connection)
         _forget_fingerprints(connection)
-        workspace.set_pending("publish", *(("transform",) if has_marts else ()))
+        workspace.set_pending(FILES_STEP, "publish", *(("transform",) if has_marts else ()))
     destination.drop_marts()
     forget_build(workspace)
     if has_marts:
@@ -72,7 +71,6 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
     say("rewriting the database")
     destination.publish_rewritten()
     workspace.set_done("publish")
-    _remove_leftovers(workspace)
 
 
 class StoredRows:
@@ -140,25 +138,25 @@ def _load_pending(context: Context) -> None:
         if pipeline.has_pending_data:
             pipeline.run()
     time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then
-    waiting = set(list_segments(spool_folder(workspace)))
-    current = replace(context)  # with a new redactor: the policy or the erased people have changed
-    deadline = time.monotonic() + SPOOL_SECONDS
-    while waiting:
-        load_events(current)
-        waiting &= set(list_segments(spool_folder(workspace)))
-        if waiting and time.monotonic() > deadline:
-            unreadable = [str(path) for path in list_unreadable(spool_folder(workspace)) if path in waiting]
-            if unreadable:
-                raise MsgBubblesError(UNREADABLE_SEGMENTS.format(paths=", ".join(unreadable)))
-            raise MsgBubblesError("a receiver still holds events; stop webhooks.py serve, and try again")
-        time.sleep(0.2)
+    with suppress(OSError):  # `purge_files` tries again
+        load_spool(context)
     for name in (PIPELINE, WEBHOOKS, GROUPS, CONTACTS):
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
 
 
-def _remove_leftovers(workspace: Workspace) -> None:
-    """Remove error reports, which may quote rows, and what killed processes left."""
-    for path in (workspace.folder / "last_error.txt", workspace.dbt_folder / "last_error.txt"):
-        path.unlink(missing_ok=True)
-    for path in (*workspace.folder.glob("*.copying"), *workspace.find_damaged()):
-        remove(path)
+def load_spool(context: Context) -> list[Path]:
+    """Load the events that are in the spool now, as they are under the current policy.
+
+    Returns the files that cannot be loaded: they cannot be read, or a receiver does not release them.
+    """
+    spool = spool_folder(context.workspace)
+    waiting, unreadable = set(list_segments(spool)), set[Path]()
+    current = replace(context)  # with a new redactor: the policy or the erased people have changed
+    deadline = time.monotonic() + SPOOL_SECONDS
+    while waiting - unreadable and time.monotonic() < deadline:
+        load_events(current)
+        waiting &= set(list_segments(spool))
+        unreadable = set(list_unreadable(spool))
+        if waiting - unreadable:
+            time.sleep(0.2)
+    return sorted(waiting)

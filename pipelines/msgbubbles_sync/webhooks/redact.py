@@ -77,4 +77,6 @@ class CurrentPolicy:
             if is_folder_lost(self._workspace):
                 restore_record(self._workspace, build_destination(self._workspace, settings.sync))
             self._redactor = build_redactor(self._workspace, settings)
+            if settings.policy.redacts and settings.vault is not None and self._redactor.vault is None:
+                return  # it cannot be used; the next delivery tries again
         self._modified_at_ns = modified_at_ns

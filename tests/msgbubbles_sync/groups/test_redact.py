@@ -199,5 +199,5 @@ def test_vault_stores_and_removes_handles(tmp_path: Path) -> None:
     assert other.find_handle(PSEUDONYMS.handle(ANNA)) is None
     assert find_words(tmp_path, WORDS).keys() == {BEN}
     path.write_bytes(b"no database")
-    with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\); fix vault in dlt_config"):
+    with pytest.raises(UsageError, match=r"the vault cannot be used \(DatabaseError\)\. Give the user"):
         Vault(path)

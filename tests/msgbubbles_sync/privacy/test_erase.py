@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import cycle
@@ -21,6 +22,8 @@ from msgbubbles_sync.policy.applied import Record, build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
+from msgbubbles_sync.privacy.files import purge_files
+from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import TABLES, column_definitions
@@ -248,6 +251,7 @@ def test_interrupted_erasure_is_finished_without_the_handles(
     erasing.purge(build_context(workspace))
     assert not workspace.is_pending(erasing.STEP)
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
+    assert purge_files(build_context(workspace)) == (Counter(), [])
     assert find_words(workspace.database.parent, [ANN[1:]]) == {}
 
 
@@ -284,7 +288,7 @@ def test_damaged_files_keep_nobody_from_being_erased(workspace: Workspace) -> No
     certificate = erased(workspace, ANN)
     assert certificate["rows"] == {"messages": 1}
     assert f"{workspace.folder}/groups.sqlite is damaged" in certificate["out_of_reach"][-1]
-    assert workspace.is_pending(erasing.FILES_STEP)
+    assert workspace.is_pending(FILES_STEP)
     assert get(workspace, "SELECT text FROM msgbubbles.messages") == [("call [erased]",)]
 
 

@@ -8,6 +8,8 @@ from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.privacy.files import purge_files
+from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.text import format_count
 
 
@@ -20,13 +22,16 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
-    return EXIT_INCOMPLETE if context.workspace.is_pending(erasing.FILES_STEP) else 0
+    return EXIT_INCOMPLETE if context.workspace.is_pending(FILES_STEP) else 0
 
 
 def apply_policy(session: Session) -> int:
     context, folder = session.context, session.context.workspace.folder
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)
+        failures = purge_files(context)[1]
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed values: {counts or 'none'}.")
-    return 0
+    for why in failures:
+        session.reporter.fail(f"{why}. Every run tries again until it succeeds")
+    return EXIT_INCOMPLETE if failures else 0
