@@ -17,18 +17,24 @@ def test_requests_stay_within_the_goals() -> None:
 
 
 def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYNC__BATCH_PAGES", "50")
-    peaks = []
-    for messages in (20_000, 120_000):
-        with pages(500, messages) as server:
-            folder = fresh_folder("growing")
-            _, usage = goals.run(folder, server.url, server.key, "--no-transform", memory_limit="128MB")
-        peaks.append(usage.peak_bytes)
+    monkeypatch.setenv("SYNC__BATCH_PAGES", "100")
+    counts, peaks = [], []
+    with pages(500, 120_000) as server:
+        for since in ("2026-10-05", "2020-01-01"):
+            folder, options = fresh_folder("growing"), ("--no-transform", "--since", since)
+            record, usage = goals.run(folder, server.url, server.key, *options, memory_limit="128MB")
+            counts.append(record["streams"]["messages"]["landed"])  # codespell:ignore landed
+            peaks.append(usage.peak_bytes)
+    assert counts[1] - counts[0] >= 100_000
     # Fewer messages would be within the noise of an allocator.
     assert peaks[1] - peaks[0] < 60_000_000, "for 100,000 more messages of a kilobyte"
 
 
 @pytest.mark.parametrize(("name", "loses"), [("ours", False), ("floor", True)])
-def test_changing_account_is_complete_where_plain_paging_loses_rows(name: str, loses: bool) -> None:
+def test_changing_account_is_complete_where_plain_paging_loses_rows(
+    name: str, loses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("changing.CHATS", 600)
+    monkeypatch.setattr("changing.MESSAGES", 6000)
     figures = compare.measure_losses(name, compare.CONTESTANTS[name], compare.Figures(*[0] * 11))
     assert ((figures.lost, figures.lost_for_good) != (0, 0)) is loses

@@ -20,6 +20,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import COUNT_CONTACT, change, lake_in_bucket, list_contacts, query
 from helpers.marts_reference import check_marts
+from helpers.sizes import IS_NIGHTLY, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import Workspace
@@ -35,7 +36,7 @@ def poll_messages(workspace: Workspace) -> Iterator[set[int]]:
     counts, done = {0}, Event()
 
     def poll() -> None:
-        while not done.wait(1):  # opening a lake takes a second of CPU time
+        while not done.wait(pick_size(3, nightly=1)):  # opening a lake takes a second of CPU time
             with suppress(UsageError, duckdb.CatalogException):  # before the first load
                 counts.add(query(workspace, "SELECT count(*) AS n FROM msgbubbles.messages")[0]["n"])
 
@@ -81,8 +82,9 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
         assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
         assert query(workspace, "SELECT chat_id FROM msgbubbles.webhook_events") == [{"chat_id": truth.chats[0]["id"]}]
 
-        change(job)
-        job.run(*INTO, transform=True)
+        if IS_NIGHTLY:  # test_ducklake.py builds increments in a folder
+            change(job)
+            job.run(*INTO, transform=True)
         check_marts(partial(query, workspace))
         with build_destination(workspace).open_reader() as connection:
             marts = connection.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchall()

@@ -7,6 +7,7 @@ again is: a process with its own arguments, environment, folder, standard stream
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import gc
 import importlib
@@ -28,12 +29,13 @@ import traceback
 from contextlib import suppress
 from multiprocessing import resource_tracker, util
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 REQUEST_BYTES = 1 << 18
 # The libraries read them when they are imported. `Workspace.configure_dlt` sets the first before that.
 IMPORT_ENVIRONMENT = {"DLT_CONFIG_FOLDER": "dlt_config", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 # What the application imports when it needs it.
 LIBRARIES = (
     "adbc_driver_postgresql.dbapi",
@@ -74,6 +76,7 @@ def preload() -> None:
         _import(name)
     sys.meta_path.remove(hide_pandas)
     memoize_type_hints()
+    _read_files_for_forks()
     import duckdb
 
     configure_duckdb()
@@ -135,8 +138,62 @@ def memoize_type_hints() -> None:
     configuration: Any = base_configuration.BaseConfiguration
     configuration.__iter__ = lambda self: iter(fields(self.__class__))
     configuration.__len__ = lambda self: len(fields(self.__class__))
+    _look_up_known_names_only()
+    for name in ("schema", "utils"):
+        vars(importlib.import_module(f"dlt.common.schema.{name}"))["deepcopy"] = _copy_plain
     # It reads the source of each frame to name a module that is shown in no message of ours.
     dbt_common.behavior_flags.BehaviorFlagRendered._default_source = staticmethod(lambda: "dbt")
+
+
+def _read_files_for_forks() -> None:
+    """Read what each run reads: the trusted certificates, and the project's configuration of dlt."""
+    from msgbubbles.transport import _build_ssl_context
+    from msgbubbles_sync.dbt.project import PROJECT
+
+    _build_ssl_context()  # unless a fork has other CERTIFICATES
+    tomlkit: Any = importlib.import_module("tomlkit")
+    text = (PROJECT.parent / "dlt_config" / "config.toml").read_text(encoding="utf-8")
+    parsed = {text: tomlkit.parse(text)}
+
+    def load(file: io.TextIOBase) -> Any:
+        text = file.read()
+        return parsed.pop(text, None) or tomlkit.parse(text)  # dlt may change a document
+
+    toml: Any = importlib.import_module("dlt.common.configuration.providers.toml")
+    toml.tomlkit = SimpleNamespace(**vars(tomlkit) | {"load": load})
+
+
+def _copy_plain(value: Any) -> Any:
+    """Copy as `copy.deepcopy` does, faster for what is read from JSON."""
+    if type(value) is dict:
+        return {key: _copy_plain(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_copy_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else copy.deepcopy(value)
+
+
+def _look_up_known_names_only() -> None:
+    """Have dlt look for a value in all sections only if a provider has its name in one of them: few have."""
+    from dlt.common.configuration.providers.doc import BaseDocProvider
+    from dlt.common.configuration.providers.environ import SECRET_STORAGE_PATH, EnvironProvider
+
+    resolve: Any = importlib.import_module("dlt.common.configuration.resolve")
+    look_up = resolve.resolve_single_provider_value
+    has_secret_files = Path(SECRET_STORAGE_PATH).parent.exists()
+
+    def may_have(provider: Any, key: str) -> bool:
+        if isinstance(provider, EnvironProvider):
+            return has_secret_files or any(name.endswith(key.upper()) for name in os.environ)
+        return not isinstance(provider, BaseDocProvider) or _has_key(provider._config_doc, key)
+
+    def look_up_known(provider: Any, key: str, *arguments: Any) -> Any:
+        return look_up(provider, key, *arguments) if may_have(provider, key) else (None, [])
+
+    resolve.resolve_single_provider_value = look_up_known
+
+
+def _has_key(document: dict[str, Any], key: str) -> bool:
+    return key in document or any(isinstance(value, dict) and _has_key(value, key) for value in document.values())
 
 
 def _run_dbt() -> None:
@@ -254,8 +311,11 @@ def _set_up(request: dict[str, Any], streams: list[int]) -> None:
     os.umask(request["umask"])
     for limit, values in request["limits"].items():
         resource.setrlimit(int(limit), tuple(values))
+    environment = request["environment"]
+    if any(os.environ.get(name) != environment.get(name) for name in CERTIFICATES):
+        sys.modules["msgbubbles.transport"]._build_ssl_context.cache_clear()
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(environment)
     time.tzset()
     tempfile.tempdir = None
     subprocess.Popen = _Fork  # type: ignore[misc]

@@ -38,18 +38,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),  # dlt calls it
 ]
 
+# More than a batch.
 MESSAGES = 6_000
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Serve an account. A run may publish after each batch, of which the first has 25 pages."""
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Serve an account, by default a small one. A run may publish after each batch, of which the first has 25 pages."""
     monkeypatch.setattr(job, "EARLY_SECONDS", 0.0)
     monkeypatch.setattr(load_streams, "FIRST_BATCH_MINUTES", 25 / 3000)
-    with serve_to_this_process(chats=60, messages=MESSAGES, requests_per_minute=3000) as server:
+    messages = getattr(request, "param", 300)
+    with serve_to_this_process(chats=60, messages=messages, requests_per_minute=3000) as server:
         yield server
 
 
+@pytest.mark.parametrize("server", [MESSAGES], indirect=True)
 def test_long_run_publishes_rows_and_events_after_its_first_batch(tmp_path: Path, server: Server) -> None:
     workspace = workspace_in(tmp_path)
     published = []
@@ -82,6 +85,7 @@ def read_published(workspace: Workspace) -> tuple[int, int, list[tuple[str, int]
     return counts[0], counts[1], runs
 
 
+@pytest.mark.parametrize("server", [MESSAGES], indirect=True)
 def test_run_reads_on_after_marts_that_fail_between_batches(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
 
 from helpers.catalog import describe
 from helpers.diagram import entity_diagram
+from helpers.sizes import IS_NIGHTLY
 from msgbubbles.source.state import FailedRead
+from msgbubbles_sync.dbt.plan import Plan
 from msgbubbles_sync.destinations.comments import read_comments
 from msgbubbles_sync.inspect import activity
 from msgbubbles_sync.run_log import store_failed_reads
@@ -425,13 +428,18 @@ def test_data_tests_pass_on_valid_rows_and_find_each_fault(filled: Any) -> None:
     }
 
 
-def test_empty_file_is_built_and_tested_and_fills_later(warehouse: Any) -> None:
-    answer = warehouse.dbt("build")
+def test_empty_file_is_built_and_tested_and_fills_later(warehouse: Any, recorded: Path) -> None:
+    # By day, the data tests are executed without dbt.
+    answer = warehouse.dbt("build", *([] if IS_NIGHTLY else ["--exclude-resource-type", "test"]))
     built = [node for node in answer.result if node.node.resource_type != "exposure"]
     assert {node.node.name for node in built if node.status not in ("pass", "success")} == set()
     assert sum(node.node.resource_type == "unit_test" for node in built) >= 9
     assert {name: warehouse.mart(name) for name in MODELS["marts"]} == {name: [] for name in MODELS["marts"]}
     assert warehouse.rows("from staging.int_business_hours") == []
+    plan = (recorded / ".msgbubbles" / "company" / "dbt" / "plan.json").read_bytes()
+    tests = msgspec.json.decode(plan, type=Plan).tests
+    assert [test.statement for test in tests if warehouse.rows(test.statement)[0]["should_error"]] == []
+    assert len(tests) > 200
     warehouse.load("1", chats=[{"id": "a", "is_group": True, "from_handle": "+1"}])
     warehouse.transform()
     assert len(warehouse.mart("thread_activity")) == len(warehouse.mart("group_membership")) == 1

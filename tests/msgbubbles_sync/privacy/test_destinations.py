@@ -406,7 +406,7 @@ def test_tables_restored_before_the_next_load_are_erased_again(workspace: Worksp
     assert all(map(workspace.is_pending, ("erase", "policy")))
 
 
-@pytest.mark.parametrize("workspace", ["ducklake", "bucket"], indirect=True)
+@pytest.mark.parametrize("workspace", ["ducklake", pytest.param("bucket", marks=nightly)], indirect=True)
 def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Workspace) -> None:
     destination = build_destination(workspace)
     assert isinstance(destination, Attached)
