@@ -166,10 +166,11 @@ def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
 
 
 def write_heartbeat(job: Job, *, alive: bool) -> None:
-    """Write the heartbeat of a receiver that has run for two hours, and is running or has stopped."""
+    """Write the heartbeat of a receiver on another machine that has run for two hours, and runs or has stopped."""
     path = job.folder / ".msgbubbles" / "company" / "webhooks" / "receiver.json"
     beat = json.loads(path.read_text())
     now = datetime.now(UTC)
+    beat["host"] = "elsewhere"
     beat["uninterrupted_since"] = (now - timedelta(hours=2)).isoformat()
     beat["beat_at"] = (now + timedelta(minutes=5) if alive else now - timedelta(minutes=5)).isoformat()
     path.write_text(json.dumps(beat))
