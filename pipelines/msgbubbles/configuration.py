@@ -104,10 +104,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     return _parse(path, _read(path))
 
 
-def read_values(schema: Schema, folder: Path, section: Key = ()) -> Iterator[Value]:
+def read_values(schema: Schema, folder: Path, section: Key = (), account: str | None = None) -> Iterator[Value]:
     """Yield every value that is set (in one section), converted; a later one overrides an earlier one.
 
-    Raises `ConfigurationError`.
+    Those of other accounts than `account` are left out. Raises `ConfigurationError`.
     """
     for name in FILES:
         path = folder / name
@@ -119,11 +119,16 @@ def read_values(schema: Schema, folder: Path, section: Key = ()) -> Iterator[Val
             return _display(path) + (f":{line}" if line else "")
 
         accounts = tree.get("accounts", {})
-        whole = schema.with_accounts(accounts if isinstance(accounts, dict) else ())
+        if isinstance(accounts, dict):
+            tree = {**tree, "accounts": {name: own for name, own in accounts.items() if name == account}}
+        whole = schema.with_accounts((account,) if account else ())
         for key, value, hint in _walk(schema, tree, whole, (), find):
             yield _check(schema, key, value, hint, find, name)
     for variable, text in os.environ.items():
-        if tuple(variable.lower().split("__"))[: len(section)] == section:
+        parts = tuple(variable.lower().split("__"))
+        is_of_another = parts[0] == "accounts" and len(parts) > 2 and parts[1] != account
+        is_of_another = is_of_another and variable == variable.upper()
+        if parts[: len(section)] == section and not is_of_another:
             yield from _read_variable(schema, variable, text)
 
 

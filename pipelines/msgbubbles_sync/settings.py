@@ -8,6 +8,7 @@ not import dlt, which takes seconds: a receiver has to restart quickly after a c
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -196,7 +197,7 @@ SCHEMA = Schema({**SOURCE_SCHEMA.tree, **OWN}, SOURCE_KEY, FORMER)
 
 def load_settings(account: str | None = None) -> Settings:
     """Load the settings, or those of an account. Raises `ConfigurationError`, which says what to fix where."""
-    values = list(_read_values())
+    values = list(_read_values(account))
     shared = {value.key: value for value in values if value.account is None}
     if account is None:
         return _check_schemas(_build(shared, {}), "")
@@ -235,9 +236,15 @@ def read_webhook_secrets(path: Path) -> tuple[str, ...]:
 
 
 def account_names() -> list[str]:
-    """Return the names of the configured accounts, in order. Raises `ConfigurationError`."""
-    names = {value.account for value in _read_values() if value.account is not None}
-    for file in FILES:  # a section may be empty
+    """Return the names of the configured accounts, in order.
+
+    Raises `ConfigurationError` if what all accounts share is invalid; an invalid value of one account stops no other.
+    """
+    for _ in _read_values():
+        pass
+    variables = (variable.split("__") for variable in os.environ if variable == variable.upper())
+    names = {parts[1].lower() for parts in variables if parts[0] == "ACCOUNTS" and len(parts) > 2}
+    for file in FILES:
         names |= read_toml(configuration_folder() / file).get("accounts", {}).keys()
     for name in names:
         # PostgreSQL reserves names that start with pg_; others would look like schemas of dlt.
@@ -251,9 +258,12 @@ def account_names() -> list[str]:
     return sorted(names)
 
 
-def _read_values() -> Iterator[Value]:
-    """Yield every value that is set. Raises `ConfigurationError`, also if it is in the wrong file."""
-    for value in read_values(SCHEMA, configuration_folder()):
+def _read_values(account: str | None = None) -> Iterator[Value]:
+    """Yield every value that is set for all accounts and for one.
+
+    Raises `ConfigurationError`, also if one is in the wrong file.
+    """
+    for value in read_values(SCHEMA, configuration_folder(), account=account):
         if value.file == "config.toml" and value.key in SECRETS:
             raise UsageError(f"{_name(value)} is a secret: move it from config.toml to dlt_config/secrets.toml")
         if value.file == "secrets.toml" and value.key[:-1] == PRIVACY_KEY[:-1] and value.key != PRIVACY_KEY:

@@ -57,11 +57,11 @@ def accounts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(config: str = "", secrets: str = "", account: str | None = None) -> str:
-    """Write the files, and return what loading them is refused with."""
+    """Write the files, and return what loading them, for one account or each, is refused with."""
     Path("dlt_config/config.toml").write_text(config)
     Path("dlt_config/secrets.toml").write_text(secrets)
     with pytest.raises(ConfigurationError) as refused:
-        settings.load_settings(account)
+        [settings.load_settings(name) for name in (account, *settings.account_names())]
     return str(refused.value)
 
 
@@ -145,6 +145,18 @@ def test_two_accounts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UsageError, match="north and south have the same API key") as refused:
         choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False)
     assert "sk_north" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "invalid", ["[accounts.south]\nstart_date = 5\n", "[accounts.south]\nstart_datee = '2026-01-01'\n"]
+)
+def test_invalid_settings_of_an_account_stop_no_other(accounts: Path, invalid: str, tmp_path: Path) -> None:
+    config = accounts / "config.toml"
+    config.write_text(config.read_text().replace("[accounts.south]\n", invalid))
+    assert settings.account_names() == ["north", "south"]
+    assert choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False).account == "north"
+    with pytest.raises(ConfigurationError, match="start_date"):
+        choose_workspace(tmp_path / "company.duckdb", "south", sandbox=False)
 
 
 @pytest.mark.usefixtures("accounts")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
@@ -75,10 +77,9 @@ def choose_workspace(
             f"account {account} has no API key. Set api_key of [accounts.{account}] in dlt_config/secrets.toml, or "
             f"ACCOUNTS__{account.upper()}__API_KEY."
         )
-    key = (settings.api_key, settings.source.base_url)
+    key = _find_key(account)
     for other in configured:
-        others = load_settings(other)
-        if other != account and (others.api_key, others.source.base_url) == key:
+        if other != account and _find_key(other) == key:
             raise UsageError(
                 f"accounts {account} and {other} have the same API key, so each would hold the rows of the other. Set "
                 f"api_key of [accounts.{account}] or [accounts.{other}] to its own, or remove one of the sections."
@@ -86,6 +87,14 @@ def choose_workspace(
     workspace = Workspace.from_path(database, destination, account)
     workspace.refuse_unnamed_account()
     return workspace
+
+
+def _find_key(account: str) -> tuple[str, str] | None:
+    """Return an account's API key and address; null if its configuration is invalid, which ends only its own runs."""
+    with suppress(ConfigurationError):
+        settings = load_settings(account)
+        return settings.api_key, settings.source.base_url
+    return None
 
 
 class SeveralAccountsError(UsageError):

@@ -24,7 +24,7 @@ from msgbubbles_sync.context import Context, Limits
 from msgbubbles_sync.lock import hold_lock, record_progress
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
 from msgbubbles_sync.report import RunReport
-from msgbubbles_sync.settings import account_names
+from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.watch import Cycle, Watch
 from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import configuration_folder
@@ -57,7 +57,7 @@ class _Stop(threading.Event):
 def run(session: Session, every_seconds: float, health_address: tuple[str, int] | None) -> int:
     """Run the job until a signal arrives, which is a success. Starts itself again when the configuration changes."""
     workspace, reporter = session.context.workspace, session.reporter
-    stop, changes = _Stop(), Changes()
+    stop, changes = _Stop(), Changes(workspace.account)
     observers: list[Callable[[Cycle], None]] = [lambda cycle: _print(cycle, reporter)]
     with ExitStack() as stack:
         stack.enter_context(hold_lock(workspace.folder, "watch"))
@@ -103,7 +103,8 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
 class Changes:
     """The changes of the configuration files since the watch has started. `error` is what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: str | None = None) -> None:
+        self._account = account
         self._marks, self._privacy, self.error = _read_marks(), _read_privacy(), ""
 
     def as_failed_parts(self) -> dict[str, str]:
@@ -117,9 +118,9 @@ class Changes:
         """
         if _read_marks() == self._marks:
             return False
-        _wait_until_saved(stop)
+        _wait_until_saved(stop, self._account)
         while not stop.is_set():
-            error, is_private = _find_error(), _read_privacy() != self._privacy
+            error, is_private = _find_error(self._account), _read_privacy() != self._privacy
             self._marks = _read_marks()
             if not error:
                 return True
@@ -134,16 +135,16 @@ class Changes:
         return True
 
 
-def _wait_until_saved(stop: threading.Event) -> None:
+def _wait_until_saved(stop: threading.Event, account: str | None = None) -> None:
     marks, deadline = None, time.monotonic() + SECONDS_TO_SAVE
-    while marks != (marks := _read_marks()) or (time.monotonic() < deadline and _find_error()):
+    while marks != (marks := _read_marks()) or (time.monotonic() < deadline and _find_error(account)):
         if stop.wait(QUIET_SECONDS):
             return
 
 
-def _find_error() -> str:
+def _find_error(account: str | None) -> str:
     try:
-        account_names()  # reads all values
+        load_settings(account)
     except ConfigurationError as error:
         return str(error)
     return ""
