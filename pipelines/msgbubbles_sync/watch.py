@@ -78,7 +78,8 @@ class Watch:
     """The schedule of the cycles.
 
     A full cycle runs the job, every `every_seconds`; after n failures in a row, 2ⁿ times as much later. Between full
-    cycles, and unless the last cycle failed, a cycle for events only loads what the webhook receiver has stored.
+    cycles, a cycle for events only loads what the webhook receiver has stored, also while the API fails, but not if
+    something else ended the last cycle.
 
     Attributes:
         run_job: Runs the job.
@@ -96,6 +97,7 @@ class Watch:
     on_cycle: Callable[[Cycle], bool]
     budget: Budget = field(default_factory=Budget)
     failures: int = 0
+    loads_events: bool = True
     next_full_at: float = 0.0
 
     def run(self) -> None:
@@ -130,8 +132,9 @@ class Watch:
         if cycle.outcome is None:
             self.next_full_at = max(self.next_full_at, time.monotonic() + LOCKED_SECONDS)
             return time.monotonic() + LOCKED_SECONDS
-        self.failures = self.failures + 1 if cycle.has_failed else 0
+        self.loads_events = not cycle.has_failed or (cycle.report is not None and cycle.report.failure is None)
         if cycle.is_full or cycle.has_failed:
+            self.failures = self.failures + 1 if cycle.has_failed else 0
             longest = max(MAX_BACKOFF_SECONDS, self.every_seconds)
             self.next_full_at = cycle.started_at + min(self.every_seconds * 2**self.failures, longest)
         return self.budget.charge(cycle)
@@ -146,7 +149,7 @@ class Watch:
                 continue
             if now >= self.next_full_at:
                 return
-            if not self.failures and has_finished_segment(self.spool):
+            if self.loads_events and has_finished_segment(self.spool):
                 events_at = events_at or now
                 if now >= events_at + DEBOUNCE_SECONDS:
                     return

@@ -144,9 +144,23 @@ def test_events_start_a_cycle_between_full_ones_but_not_after_a_failure(new_jobs
     assert [cycle.is_full for cycle in jobs.cycles[:3]] == [True, False, True]
     spool(jobs.workspace, [typing(2)])
     jobs.cycles.clear()
-    jobs.ends = [1, 0]
+    jobs.ends = [1, 1, 0]  # the API fails, and the job reaches its end
     jobs.watch(0.2).run()
-    assert [cycle.is_full for cycle in jobs.cycles] == [True, True]
+    assert [cycle.is_full for cycle in jobs.cycles] == [True, False, True, True]
+    assert jobs.gaps[2] >= 0.8, "events do not shorten the pause after a failure"
+    jobs.cycles.clear()
+    jobs.ends = [0, OSError("full disk"), 0]
+    watching = jobs.watch(0.2)
+    on_cycle = watching.on_cycle
+
+    def spool_after_the_failure(cycle: Cycle) -> bool:
+        if cycle.has_failed:
+            spool(jobs.workspace, [typing(3)])
+        return on_cycle(cycle)
+
+    watching.on_cycle = spool_after_the_failure
+    watching.run()
+    assert [cycle.is_full for cycle in jobs.cycles] == [True, True, True]
 
 
 def test_health_and_metrics_show_the_last_success(new_jobs: Callable[..., Jobs]) -> None:
