@@ -7,7 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 from msgbubbles.client import Client
-from msgbubbles.errors import SKIPPABLE_ERRORS, NotFoundError, PermanentError, RetryableError, UnreachableError
+from msgbubbles.errors import (
+    ApiError,
+    AuthenticationError,
+    NotFoundError,
+    PermanentError,
+    RetryableError,
+    UnreachableError,
+)
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
@@ -53,7 +60,7 @@ def refresh_groups(
                     fetch_view(ledger, client, group.key, chat_id)
                 except UnreachableError:
                     raise
-                except SKIPPABLE_ERRORS as error:
+                except ApiError as error:  # the key works: the numbers, or the chats, have been listed
                     notes.append(Note(group.key, f"not refreshed: {escape(str(error))}"))
             on_group(count)
         plan = build_plan(desired, observe_groups(ledger, published))
@@ -97,10 +104,10 @@ def fetch_own_numbers(client: Client) -> frozenset[str] | None:
     `UnreachableError` or `NotFoundError` if there is no API behind `base_url`.
     """
     try:
-        with suppress(NotFoundError):
+        with suppress(NotFoundError, AuthenticationError):
             return frozenset(number.handle for number in client.list_numbers().rows) or None
-        client.list_chats(limit=1)  # without an API behind `base_url`, it is not found either
-    except (UnreachableError, NotFoundError):
+        client.list_chats(limit=1)  # without a key that works, or an API behind `base_url`, it fails too
+    except (UnreachableError, NotFoundError, AuthenticationError):
         raise
     except (PermanentError, RetryableError):
         pass

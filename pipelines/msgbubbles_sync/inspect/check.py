@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, MsgBubblesError, PermanentError
+from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, PermanentError, UnreachableError
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.responses import Answer
 from msgbubbles.source.paginate import cursor_ms
@@ -161,24 +161,27 @@ def _check_models(context: Context) -> CheckResult:
 
 def _check_api(connect: Callable[[], Client], local: LocalState) -> Iterator[CheckResult]:
     with connect() as client:
-        try:
-            chats = client.list_chats()
-        except MsgBubblesError as error:
-            fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
-            yield CheckResult("api", "failed", str(error), fix)
-            return
+        chats: Page[Chat] | None = None
+        failed: dict[str, ApiError] = {}
         what = "the API key is valid, the account is active"
         try:
-            yield CheckResult("api", "ok", f"{what} and has {format_count(len(client.list_numbers().rows), 'number')}")
+            chats = client.list_chats()
         except ApiError as error:
-            yield CheckResult("api", "ok", what)
-            fix = "ask MsgBubbles about it; all other data is read without it"
-            yield CheckResult("numbers", "failed", str(error), fix)
-        yield _check_clock(client.transport.last_answer)
+            failed["chats"] = error
         try:
-            yield from _observe_api(client, local, chats)
-        except MsgBubblesError as error:
-            yield CheckResult("api behaviour", "failed", str(error), "run check again later")
+            if not isinstance(failed.get("chats"), UnreachableError):
+                what += f" and has {format_count(len(client.list_numbers().rows), 'number')}"
+        except ApiError as error:
+            failed["numbers"] = error
+        if client.transport.last_answer is None:
+            fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
+            yield CheckResult("api", "failed", str(failed["chats"]), fix)
+            return
+        yield CheckResult("api", "ok", what)
+        fix = "ask MsgBubbles about it; all other data is read without it"
+        yield from (CheckResult(name, "failed", str(why), fix) for name, why in failed.items())
+        yield _check_clock(client.transport.last_answer)
+        yield from _observe_api(client, local, chats.rows if chats else [])
 
 
 def _check_clock(answer: Answer | None) -> CheckResult:
@@ -192,20 +195,35 @@ def _check_clock(answer: Answer | None) -> CheckResult:
     return CheckResult("clock", "ok", what)
 
 
-def _observe_api(client: Client, local: LocalState, chats: Page[Chat]) -> Iterator[CheckResult]:
-    try:
-        messages: Page[Message] | None = client.list_messages()
-        yield CheckResult("messages", "info", "the API lists all messages of the account, 100 a request")
-    except (PermanentError, ForbiddenError):
-        messages = client.list_messages(chats.rows[0].id) if chats.rows else None
-        yield CheckResult("messages", "info", "no list of all messages: each changed chat costs a request")
-    group = next((chat for chat in chats.rows if chat.is_group), None)
-    yield _observe_senders(client, chats.rows, messages.rows if messages else [])
-    shows_participants = None if group is None else _shows_participants(client, group)
-    yield _observe("participants", shows_participants, "a group read by id shows its participants",
-                   "a group read by id does not show its participants")  # fmt: skip
-    yield _observe_precision([*chats.rows, *(messages.rows if messages else ())])
-    yield _observe_before(client, chats.rows)
+def _observe_api(client: Client, local: LocalState, chats: list[Chat]) -> Iterator[CheckResult]:
+    messages: list[Message] = []
+
+    def observe_feed() -> CheckResult:
+        try:
+            messages.extend(client.list_messages().rows)
+        except (PermanentError, ForbiddenError):
+            messages.extend(client.list_messages(chats[0].id).rows if chats else ())
+            return CheckResult("messages", "info", "no list of all messages: each changed chat costs a request")
+        return CheckResult("messages", "info", "the API lists all messages of the account, 100 a request")
+
+    def observe_participants() -> CheckResult:
+        group = next((chat for chat in chats if chat.is_group), None)
+        return _observe("participants", None if group is None else _shows_participants(client, group),
+                        "a group read by id shows its participants",
+                        "a group read by id does not show its participants")  # fmt: skip
+
+    observations: dict[str, Callable[[], CheckResult]] = {
+        "messages": observe_feed,
+        "senders": lambda: _observe_senders(client, chats, messages),
+        "participants": observe_participants,
+        "timestamps": lambda: _observe_precision([*chats, *messages]),
+        "before": lambda: _observe_before(client, chats),
+    }
+    for name, observe in observations.items():
+        try:
+            yield observe()
+        except ApiError as error:
+            yield CheckResult(name, "failed", str(error), "run check again later")
     headers = [value for record in _load_records(local) if (value := record.get("retry_after")) is not None]
     yield _observe("Retry-After", headers[-1] if headers else None, "a 429 says how long to wait",
                    "a 429 does not say how long to wait")  # fmt: skip

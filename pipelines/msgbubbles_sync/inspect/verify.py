@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, NotFoundError, PermanentError, is_unit_error
+from msgbubbles.errors import ApiError, NotFoundError, PermanentError, UnreachableError, is_unit_error
 from msgbubbles.models import Attachment, Chat, Message, Page, R, Row
 from msgbubbles.settings import SourceSettings
 from msgbubbles.source.arrow import build_arrow_table
@@ -61,7 +61,7 @@ class Difference:
 
     def __str__(self) -> str:
         fields = f": {', '.join(self.fields)}" if self.fields else ""
-        return f"{self.table} {self.id} {self.kind}{fields}"
+        return f"{self.table} {self.id or '(the list)'} {self.kind}{fields}"
 
 
 @dataclass
@@ -139,7 +139,14 @@ class Verifier:
     def full(self, *, feed: bool) -> None:
         """Compare everything. `feed` is whether the API lists the messages of all chats together."""
         start = from_epoch_ms(self._settings.start_ms)
-        self._read_list("chats", lambda before: self._client.list_chats(before=before))
+        has_list = True
+        try:
+            self._read_list("chats", lambda before: self._client.list_chats(before=before))
+        except ApiError as error:
+            if not feed or isinstance(error, UnreachableError):
+                raise
+            has_list = False
+            self.result.differences.append(Difference("chats", "", "unreadable"))
         self._compare_all()
         not_listed = self._database.execute(
             f"SELECT id FROM msgbubbles.chats WHERE deleted_at IS NULL AND {self._was_read['chats']} "  # noqa: S608
@@ -147,13 +154,13 @@ class Verifier:
             "AND id NOT IN (SELECT id FROM shown WHERE kind = 'chats')",
             [start, from_epoch_ms(self._final_to_ms["chats"])],
         ).fetchall()
-        for (chat_id,) in not_listed:
+        for (chat_id,) in not_listed if has_list else ():
             self._compare_by_id(chat_id)
         if feed:
             try:
                 self._read_list("messages", lambda before: self._client.list_messages(before=before))
             except ApiError as error:
-                if not is_unit_error(error):
+                if not (has_list and is_unit_error(error)):
                     raise
                 feed = False
         if not feed:

@@ -373,7 +373,9 @@ def test_account_closed_during_apply_ends_it(world: World) -> None:
     assert applied.not_sent == 2
 
 
-@pytest.mark.parametrize("numbers", [(500, "failed"), (404, "not_found"), (400, "invalid_request"), None])
+@pytest.mark.parametrize(
+    "numbers", [(500, "failed"), (404, "not_found"), (400, "invalid_request"), (401, "refused"), (403, "refused"), None]
+)
 def test_apply_works_without_listed_numbers(world: World, numbers: tuple[int, str] | None) -> None:
     world.server.knobs.refusal = lambda _method, path: numbers if path.endswith("/numbers") else None
     if numbers is None:

@@ -207,15 +207,16 @@ def test_invalid_key_ends_the_apply(world: World) -> None:
 
 
 def test_refresh_plans_by_what_the_api_shows_now(world: World) -> None:
-    titles = ("renamed", "joined", "deleted", "refused")
+    titles = ("renamed", "joined", "deleted", "refused", "closed")
     rows = [*(row(title, ANNA, BEN, title=title) for title in titles), row("new", ANNA, BEN)]
-    world.apply(*rows[:4])
+    world.apply(*rows[:5])
     account, now = world.server.account, datetime.now(UTC)
     chat_ids = {key: str(world.observed(key).chat_id) for key in titles}
     account.rename(chat_ids["renamed"], "Theirs", now)
     account.add_participant(chat_ids["joined"], CARLA, now)
     account.delete_chat(chat_ids["deleted"])
-    world.server.knobs.refusal = lambda _, path: (403, "forbidden") if path.endswith(chat_ids["refused"]) else None
+    refused = {chat_ids["refused"]: (403, "forbidden"), chat_ids["closed"]: (401, "unauthorized")}
+    world.server.knobs.refusal = lambda _, path: refused.get(path.rpartition("/")[2])
     assert [operation.kind for operation in plan_groups(world.context(), rows).operations] == ["create"]
     asked, counts = len(world.server.requests), list[int]()
     with world.client() as client:
@@ -224,10 +225,10 @@ def test_refresh_plans_by_what_the_api_shows_now(world: World) -> None:
         ("rename", "renamed"), ("remove", "joined"), ("create", "new"),
     }  # fmt: skip
     notes = {note.key: note.what for note in plan.notes}
-    assert notes.keys() == {"deleted", "refused"}
-    assert notes["refused"].startswith("not refreshed: ")
-    assert [request.split()[0] for request in world.requests(asked)] == ["GET"] * 5
-    assert counts == [1, 2, 3, 4, 5]
+    assert notes.keys() == {"deleted", "refused", "closed"}
+    assert all(notes[key].startswith("not refreshed: ") for key in ("refused", "closed"))
+    assert [request.split()[0] for request in world.requests(asked)] == ["GET"] * 6
+    assert counts == [1, 2, 3, 4, 5, 6]
     # The ledger has what was seen, so that an apply does the same.
     assert plan_groups(world.context(), rows).operations == plan.operations
 

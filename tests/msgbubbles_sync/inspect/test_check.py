@@ -8,9 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from helpers.context import build_context
+from helpers.context import build_context, serve_to_this_process
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted
+from msgbubbles.transport import Transport
 from msgbubbles_sync.check_result import Check, CheckResult, run_checks
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import list_checks
@@ -60,3 +61,27 @@ def test_signal_ends_the_checks() -> None:
 
     with pytest.raises(Interrupted):
         list(run_checks([("api", stop)], str))
+
+
+@pytest.mark.parametrize("endpoint", ["chats", "numbers", "messages"])
+def test_endpoint_that_fails_is_named_and_the_others_are_checked(endpoint: str, tmp_path: Path) -> None:
+    context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
+    with serve_to_this_process(chats=5, messages=20) as server:
+
+        def connect() -> Client:
+            return Client(Transport(server.url, server.key, None, max_attempts=1))
+
+        def refuse(path: str, status: int) -> None:
+            server.knobs.answer = lambda _method, asked, _query: (status, {}, b"") if asked.startswith(path) else None
+
+        checks = [check for check in list_checks(context, connect) if check[0] == "configuration"]
+        for status in (401, 500):
+            refuse(f"/v1/{endpoint}", status)
+            results = {result.name: result for result in run_checks(checks, str)}
+            assert str(status) in results[endpoint].what
+            failed = {name for name, result in results.items() if result.state == "failed"}
+            # They ask the same endpoints about a group.
+            assert failed - {"senders", "participants"} == {endpoint}
+            assert {"api", "clock", "messages", "participants", "timestamps", "before"} <= results.keys()
+            refuse("/", status)
+            assert [result.name for result in run_checks(checks, str)] == ["api"]

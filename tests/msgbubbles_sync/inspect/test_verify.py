@@ -12,7 +12,7 @@ import pytest
 
 from helpers.listing import Listing
 from helpers.world import OURS, World, build_settings
-from msgbubbles.errors import PermanentError
+from msgbubbles.errors import ApiError, PermanentError
 from msgbubbles.models import Page
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.coverage import Coverage
@@ -169,3 +169,21 @@ def test_endless_pages_are_refused() -> None:
     listing = Listing({f"{n:03}": 1_700_000_000_000_000 + n * MINUTE_US for n in range(300)}, 100)
     with pytest.raises(PermanentError, match="newer than the `before`"):
         list(paginate(lambda _before: Listing(listing.rows, 100).fetch(None), BEGINNING_MS))
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_list_of_chats_that_fails_leaves_the_messages_to_compare(status: int) -> None:
+    with closing(World(Knobs(), build_settings())) as world:
+        for number in range(3):
+            at = world.at() - timedelta(hours=number + 1)
+            chat_id = world.account.add_chat(OURS, "+14155550123", at)
+            world.account.add_message(NewMessage(chat_id, "outbound", "hello", at, "sent", sender=OURS))
+        world.sync()
+        world.sync()
+        world.knobs.answer = lambda _method, path, _query: (status, {}, b"") if path == "/v1/chats" else None
+        result = compare(world)
+        assert [str(row) for row in result.differences] == ["chats (the list) unreadable"]
+        assert result.compared["messages"] + result.newer == 3
+        world.knobs.answer = lambda *_: (status, {}, b"")
+        with pytest.raises(ApiError, match=str(status)):
+            compare(world)

@@ -67,7 +67,7 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
 
 def _repair(connection: Connection, result: VerifyResult) -> None:
     """Read the rows that differ by id. Raises the error that ended the run early."""
-    chats = [row.id for row in result.differences if row.table == "chats"]
+    chats = [row.id for row in result.differences if row.table == "chats" and row.id]
     threads = [row.chat_id for row in result.differences if row.table != "chats" and row.chat_id]
     missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     limits = Limits()

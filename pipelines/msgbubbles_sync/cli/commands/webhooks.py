@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from msgbubbles.client import Client
-from msgbubbles.errors import NotFoundError
+from msgbubbles.errors import ApiError, NotFoundError
 from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.console import confirm
 from msgbubbles_sync.cli.main import Session
@@ -82,9 +82,13 @@ def _confirm_types(types: list[str]) -> bool:
 
 
 def show_endpoints(session: Session) -> int:
-    with _connect(session) as client:
-        webhooks = client.list_webhooks().rows
     receiver = ReceiverState.read(session.context.workspace)
+    try:
+        with _connect(session) as client:
+            webhooks = client.list_webhooks().rows
+    except ApiError:
+        session.reporter.print_text([{"receiver": receiver.as_dict()}], str(receiver))
+        raise
     lines = []
     for webhook in webhooks:
         fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(webhook).items())
