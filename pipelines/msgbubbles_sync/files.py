@@ -25,6 +25,8 @@ def write_privately(path: Path, content: str | bytes) -> Path:
         if path.read_bytes() == data:
             return path
     target = path.resolve()  # do not replace a link
+    if not target.parent.is_dir():  # it leads nowhere
+        target = path
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

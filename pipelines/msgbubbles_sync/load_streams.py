@@ -124,7 +124,7 @@ class StreamLoader:
             return False
         state = self._read_state()
         loaded_with = workspace.folder / LOADED_WITH
-        if not (state and loaded_with.exists() and loaded_with.read_text() == self._compute_key(state)):
+        if not (state and loaded_with.exists() and loaded_with.read_text(errors="replace") == self._compute_key(state)):
             return False
         resources = json.loads(state)["sources"]["msgbubbles"]["resources"]
         states = States.from_resources(resources)

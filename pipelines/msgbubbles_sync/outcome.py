@@ -33,7 +33,7 @@ REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 WRONG_KINDS = {
     errno.EISDIR: "is a folder, and has to be a file",
     errno.ENOTDIR: "is in a file, which has to be a folder",
-    errno.EEXIST: "is a file, and has to be a folder",
+    errno.EEXIST: "is a file, or a link that leads nowhere, and has to be a folder",
     errno.ELOOP: "is a link that leads nowhere, or back to itself",
 }
 # DuckDB, sqlite and dlt report these in words only.

@@ -123,7 +123,7 @@ def _restore_policy(workspace: Workspace, destination: Destination, say: Callabl
     is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
     if not path.exists() or is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
         return
-    with suppress(UsageError, IsADirectoryError, PermissionError):
+    with suppress(UsageError):
         privacy.Record.load(workspace)
         return
     record = privacy.read_copy(destination)

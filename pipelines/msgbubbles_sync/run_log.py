@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Required, TypedDict, cast
@@ -129,7 +130,10 @@ class RunLog:
 
     def _read(self, begin: int) -> list[RunRecord]:
         records: list[RunRecord] = []
-        for line in self._path.read_text(errors="replace").splitlines()[begin:] if self._path.exists() else ():
+        lines: list[str] = []
+        with suppress(OSError):  # a sync renames a file that cannot be read
+            lines = self._path.read_text(errors="replace").splitlines()[begin:]
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:

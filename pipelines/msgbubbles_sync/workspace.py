@@ -154,13 +154,17 @@ class Workspace:
     def make_folders(self) -> None:
         """Create the folders that are missing."""
         is_new = not self.folder.is_dir()
-        for folder in (self.folder.parent, self.folder, self.folder / "dlt", self.folder / "dbt"):
-            if folder.exists() and not folder.is_dir():
+        restorable = (self.folder / "dlt", self.folder / "dbt")
+        for folder in (self.folder.parent, self.folder, *restorable):
+            is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK) or not os.path.lexists(folder)
+            can_be_moved = folder in restorable and os.access(self.folder, os.W_OK)  # no read-only disk
+            if (folder.exists() and not folder.is_dir()) or (can_be_moved and not is_usable):
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
         for path in self.folder.iterdir():
-            # A link to a database may lead to a disk that is not mounted.
-            if path.is_symlink() and not path.exists() and path.suffix not in (self.work.suffix, ".sqlite"):
+            # A link to a database or to the spool may lead to a disk that is not mounted.
+            is_ours = path.name != "webhooks" and path.suffix not in (self.work.suffix, ".sqlite")
+            if is_ours and path.is_symlink() and not path.exists():
                 move_damaged(path)
         if is_new:
             self.store_version(VERSION)

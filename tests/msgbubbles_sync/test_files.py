@@ -41,6 +41,9 @@ def test_links_and_devices_are_written_through(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "there" / "file")
     write_privately(link, "content")
     assert link.is_symlink()
+    link.unlink()
+    link.symlink_to("/nowhere/at/all")
+    assert write_privately(link, "content").read_text() == "content"
     assert (tmp_path / "there" / "file").read_text() == "content"
     write_privately(Path(os.devnull), "content")
     assert not Path(os.devnull).is_file()

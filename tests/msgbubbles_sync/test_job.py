@@ -197,6 +197,7 @@ def test_files_that_cannot_be_changed_keep_no_stricter_policy_from_readers(
     assert report.outcome.exit_status == EXIT_INCOMPLETE
     assert report.record["failed_parts"].keys() == {"privacy files", "group operations", "webhook events", "vault"}
     segment.rmdir()
+    (workspace.folder / "loaded_with").write_bytes(b"\xff not a hash")
     vault.unlink()
     ledger.unlink()
     with Ledger.open(workspace.folder):

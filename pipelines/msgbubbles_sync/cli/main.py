@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
-                metavar="FILE", show_default=False,
+                metavar="FILE", show_default=False, readable=False,
                 help="The DuckDB file for readers. [default: warehouse.duckdb, or sandbox.duckdb, in the project]",
             ),
         ],

@@ -20,7 +20,7 @@ def store_last_project(workspace: Workspace, digest: str) -> None:
     """Copy the project, from which all marts were built, unless the copy has this digest."""
     copy, content = workspace.dbt_folder / FOLDER, f"{VERSION} {digest}"
     with suppress(OSError):  # a full or read-only disk, which the run reports as well
-        if not (copy / BUILT_BY).is_file() or (copy / BUILT_BY).read_text() != content:
+        if not (copy / BUILT_BY).is_file() or (copy / BUILT_BY).read_text(errors="replace") != content:
             remove(copy)
             shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(*MADE_BY_DBT))
             write_privately(copy / BUILT_BY, content)
@@ -30,6 +30,6 @@ def find_last_project(workspace: Workspace, digest: str = "") -> Path | None:
     """Return the project from which this release last built all marts; null without one, or if it has this digest."""
     copy = workspace.dbt_folder / FOLDER
     with suppress(OSError):
-        release, _, built = (copy / BUILT_BY).read_text().partition(" ")
+        release, _, built = (copy / BUILT_BY).read_text(errors="replace").partition(" ")
         return copy if release == VERSION and built != digest else None
     return None

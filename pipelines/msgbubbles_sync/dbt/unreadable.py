@@ -114,7 +114,7 @@ class UnreadableFiles:
         copy = workspace.dbt_folder / "project"
         mark = copy / "target" / "left_out"
         content = json.dumps([self.key, [file.path for file in self.files]])
-        if mark.is_file() and mark.read_text() == content:
+        if mark.is_file() and mark.read_text(errors="replace") == content:
             return copy
         remove(copy)
         shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(*MADE_BY_DBT))

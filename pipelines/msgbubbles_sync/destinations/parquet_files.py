@@ -318,7 +318,7 @@ class ParquetFiles(Destination):
     def _find_builds(self, before: Mapping[str, str], held: Sequence[str] = ()) -> dict[str, str]:
         """Return the build of each mart to publish. Held marts stay at their build."""
         try:
-            build = self._build_file.read_text()
+            build = self._build_file.read_text(errors="replace")
         except FileNotFoundError:
             return dict(before)
         built = {path.name: build for path in (self._marts / build).iterdir() if path.is_dir()}

@@ -79,7 +79,7 @@ def replace_database(database: Path, copy: Path) -> int:
     """Replace a database by a copy without write permission. Returns its size in bytes."""
     file = follow_links(database)[-1]
     # Permissions to read the old file apply to its replacements too.
-    copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555)
+    copy.chmod((file if file.exists() else copy).stat().st_mode & 0o555 | 0o400)
     with _no_new_writer(file):
         _remove_logs(database)
         copy.replace(file)

@@ -41,7 +41,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, workspace: Workspace) -> Record | None:
-        """Load the record of a warehouse; null if it has none. Raises `UsageError` for a damaged one.
+        """Load the record of a warehouse; null if it has none. Raises `UsageError` if it cannot be read.
 
         `restore_record` restores a lost one.
         """
@@ -50,10 +50,10 @@ class Record(msgspec.Struct, frozen=True):
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, OSError):
             raise UsageError(
-                f"{path} is damaged: it holds the policy of the stored rows, and who was erased. Restore it from a "
-                "backup, or remove it together with its folder: the next run restores it from the published file"
+                f"{path} is damaged or cannot be read: it holds the policy of the stored rows, and who was erased. Run "
+                "chats.py, which restores it from the tables; during an erasure, restore it from a backup"
             ) from None
 
     def save(self, workspace: Workspace) -> None:

@@ -159,4 +159,4 @@ def load_spool(context: Context) -> list[Path]:
         unreadable = set(list_unreadable(spool))
         if waiting - unreadable:
             time.sleep(0.2)
-    return sorted(waiting)
+    return sorted({*waiting, *list_unreadable(spool)})

@@ -91,8 +91,8 @@ class LoadResult:
 
     def describe_unreadable_files(self) -> str:
         return (
-            f"{format_count(self.unreadable_files, 'file')} in webhooks/spool of the workspace cannot be read: give "
-            "the user of this job access; the next load reads them"
+            f"{format_count(self.unreadable_files, 'file')} in webhooks/spool of the workspace, or that folder, cannot "
+            "be read: give the user of this job access; the next load reads them"
         )
 
 
@@ -108,9 +108,9 @@ def load_events(context: Context) -> LoadResult:
     destination. May be killed and repeated: a stored event stays as it is, and the state of a message never goes back.
     """
     spool = spool_folder(context.workspace)
-    if not list_segments(spool):
-        return LoadResult(dead_letters=dead_letter_folder(context.workspace))
-    result = load_segments(context, take_finished(spool))
+    result = LoadResult(dead_letters=dead_letter_folder(context.workspace))
+    if list_segments(spool):
+        result = load_segments(context, take_finished(spool))
     result.unreadable_files = len(list_unreadable(spool))
     return result
 
@@ -143,10 +143,14 @@ def _batch_segments(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
 
 
 def count_dead_letters(workspace: Workspace) -> int:
-    """Count the lines in the dead letter files that were not removed."""
-    folder = dead_letter_folder(workspace)
-    files = folder.glob("*.jsonl") if folder.is_dir() else ()
-    return sum(path.read_bytes().count(b"\n") for path in files)
+    """Count the lines in the dead letter files that were not removed; a file that cannot be read counts as one."""
+    count = 0
+    for path in dead_letter_folder(workspace).glob("*.jsonl"):
+        try:
+            count += path.read_bytes().count(b"\n")
+        except OSError:
+            count += 1
+    return count
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,10 @@ def has_finished_segment(folder: Path) -> bool:
 
 
 def list_unreadable(folder: Path) -> list[Path]:
-    """Return the segments that this user cannot read, or that are not files."""
+    """Return the segments that this user cannot read, or that are not files; the folder if that is so for it."""
+    for path in (folder.parent, folder):
+        if os.path.lexists(path) and not (path.is_dir() and os.access(path, os.R_OK | os.X_OK)):
+            return [path]
     return [path for path in list_segments(folder) if not (path.is_file() and os.access(path, os.R_OK))]
 
 

@@ -193,7 +193,7 @@ def test_published_file_is_read_only_and_keeps_read_permissions(tmp_path: Path) 
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb"))
     DuckDBFile(workspace, SyncSettings()).publish()
     assert workspace.database.stat().st_mode & 0o222 == 0
-    workspace.database.chmod(0o664)
+    workspace.database.chmod(0o264)
     DuckDBFile(workspace, SyncSettings()).publish()
     assert workspace.database.stat().st_mode & 0o777 == 0o444
 

@@ -90,6 +90,8 @@ def test_segment_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     assert has_finished_segment(tmp_path / "spool")
     assert found(tmp_path / "spool") == ["evt_1"]
     assert list_unreadable(tmp_path / "spool") == [unreadable, link]
+    assert list_unreadable(unreadable / "what" / "spool") == []
+    assert list_unreadable(link) == [link], "it is no folder"
 
 
 def test_cut_off_line_was_never_answered(tmp_path: Path) -> None:
