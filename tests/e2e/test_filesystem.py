@@ -17,6 +17,7 @@ from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import CONTACT, change, list_contacts
+from helpers.sizes import nightly, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync.destinations import parquet_files
 from msgbubbles_sync.sandbox import NewMessage
@@ -115,6 +116,7 @@ def test_killed_jobs_lose_nothing_and_readers_never_wait(new_job: NewJob, files:
     assert differing(files, job) == {}
 
 
+@nightly  # destinations/test_parquet_files.py renames Delta tables by day
 def test_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=30, messages=200)
     workspace = Workspace.from_path(job.database, "filesystem")
@@ -149,7 +151,8 @@ def test_delta_folder_is_read_again_into_parquet(new_job: NewJob, files: Path) -
 def test_file_that_was_cut_off_is_set_aside_and_its_rows_are_read_again(new_job: NewJob, files: Path) -> None:
     job = new_job(chats=20, messages=100)
     job.run(*INTO)
-    for table in ("messages", "_dlt_pipeline_state", "sync_runs"):
+    # By day, destinations/test_parquet_files.py damages a state.
+    for table in ("messages", "sync_runs", "_dlt_pipeline_state")[: pick_size(2, nightly=3)]:
         folder = files / "msgbubbles" / table
         path = max((path for path in folder.iterdir() if path.suffix in (".parquet", ".jsonl")), key=os.path.getmtime)
         path.write_bytes(path.read_bytes()[: 1000 * (table == "messages")])

@@ -14,7 +14,7 @@ from helpers.context import build_context
 from helpers.hooks import spool, typing, workspace_in
 from helpers.job import Job
 from helpers.marts_reference import MARTS, differences
-from helpers.sizes import IS_NIGHTLY
+from helpers.sizes import IS_NIGHTLY, pick_size
 from helpers.warehouse_rows import expected
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt import runner
@@ -74,7 +74,7 @@ FEW_ROWS = ("sla_events", "sla_daily", "reactions_daily", "contact_retention", "
 
 
 def test_marts_of_400_chats_equal_the_reference(new_job: Callable[..., Job]) -> None:
-    job = new_job(chats=400, messages=4000)
+    job = new_job(chats=400, messages=pick_size(2400, nightly=4000))
     job.environment = {
         "TRANSFORMS__TIME_ZONE": ZONE.key,
         "SOURCES__MSGBUBBLES__READ_PARTICIPANTS": "true",

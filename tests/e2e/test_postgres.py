@@ -17,6 +17,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import COUNT_CONTACT, list_contacts
 from helpers.marts_reference import check_marts
+from helpers.sizes import IS_NIGHTLY
 from helpers.warehouse_rows import differences_of
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.sandbox.account import to_us
@@ -173,6 +174,8 @@ def test_runs_continue_after_locks_and_refused_rows(new_job: NewJob, address: st
     assert query(address, "SELECT count(*) AS total FROM mine.texts") == [{"total": total}]
     assert query(address, "SELECT handle FROM marts.contact"), "a column that is missing is added again"
 
+    if not IS_NIGHTLY:  # destinations/test_postgres_marts.py holds a mart back, and test_marts.py the job
+        return
     # A row that no chat explains, which an increment does not rebuild.
     job.environment["TRANSFORMS__DATA_TESTS"] = "hold"
     with psycopg2.connect(address) as connection, connection.cursor() as cursor:

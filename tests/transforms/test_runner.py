@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,28 @@ def test_file_in_a_message_of_dbt_is_found(message: str, file: str | None) -> No
     assert (found is None and file is None) or (file is not None and str(found).endswith(f"/{file}"))
 
 
+def find_models(folder: Path, *names: str) -> set[str]:
+    """Return the names of models and of those that they are built from."""
+    queries = {path.stem: path.read_text() for path in folder.glob("models/**/*.sql")}
+    found, queue = set(names), [*names]
+    while queue:
+        new = set(re.findall(r"ref\('(\w+)'\)", queries[queue.pop()])) - found
+        found |= new
+        queue += new
+    return found
+
+
 @pytest.fixture
 def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy the project without descriptions and data tests, which take most of the time to parse."""
+    """Copy the project without descriptions and data tests, which take most of the time to parse, and most marts."""
     copy = tmp_path / "transforms"
     shutil.copytree(project.PROJECT, copy, ignore=shutil.ignore_patterns(*project.MADE_BY_DBT))
     for path in copy.glob("models/**/*.yml"):
         if path.name not in ("_groups.yml", "_sources.yml"):
+            path.unlink()
+    shutil.rmtree(copy / "tests")
+    for path in copy.glob("models/**/*.sql"):
+        if path.stem not in find_models(copy, "thread_activity", "calendar"):
             path.unlink()
     for module in (process, project, runner, unreadable, last_project):
         monkeypatch.setattr(module, "PROJECT", copy)
