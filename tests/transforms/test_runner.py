@@ -167,6 +167,23 @@ def test_macros_of_this_project_are_never_left_out() -> None:
     assert {file.relative_to(project.PROJECT).as_posix() for file in files} == MACROS
 
 
+def test_data_test_of_a_view_that_cannot_be_read_concerns_only_that_view(
+    warehouse: Any, tmp_path: Path, own_project: Path
+) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    own = own_project / "models" / "marts" / "own.sql"
+    own.write_text(
+        "{{ config(materialized='view') }}\nselect cast(chat_id as integer) as number from {{ ref('stg_chats') }}"
+    )
+    own.with_suffix(".yml").write_text("models: [{name: own, columns: [{name: number, data_tests: [not_null]}]}]")
+    warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
+    shutil.copy(warehouse.path, workspace.work)
+    result = transform(workspace, build_destination(workspace), Settings())
+    assert (result.failed_models, result.failed_tests, result.marts) == ([], ["not_null_own_number"], ["own"])
+    assert "Could not convert string 'a'" in runner.get_details_path(workspace).read_text()
+
+
 def test_marts_are_built_without_files_that_dbt_cannot_read(
     warehouse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_project: Path
 ) -> None:

@@ -23,6 +23,7 @@ from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
+from .command_result import CommandResult
 from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
 from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
@@ -161,50 +162,6 @@ def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> Non
         raise TransformError(f"the models do not compile ({result.names}); see {result.write_details()}")
 
 
-class _Result:
-    """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn."""
-
-    def __init__(self, answer: Any, workspace: Workspace) -> None:
-        results = getattr(answer.result, "results", ())
-        self.nodes: list[Any] = [result.node for result in results]
-        self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
-        self._exception = answer.exception
-        self._details = get_details_path(workspace)
-        if not answer.success and not self.failed:
-            self.failed = [None]
-
-    @property
-    def names(self) -> str:
-        return ", ".join(node.node.name for node in self.failed if node) or "dbt did not start"
-
-    @property
-    def has_not_started(self) -> bool:
-        return None in self.failed
-
-    def explain(self, destination: Destination) -> str:
-        """Return the end of a sentence: what the database's messages mean, and the file that has them."""
-        reason = destination.explain(self.messages)
-        return f"{f': {reason}' if reason else ''}; see {self.write_details()}"
-
-    def write_details(self) -> Path:
-        """Write the database's messages to a file, and return its path."""
-        with suppress(OSError):  # a full or read-only disk, which the run reports as well
-            write_privately(self._details, self.messages + "\n")
-        return self._details
-
-    @property
-    def messages(self) -> str:
-        messages = [f"{node.node.name}: {node.message}{_describe_query(node)}" for node in self.failed if node]
-        return "\n\n".join(messages) or str(self._exception)
-
-
-def _describe_query(result: Any) -> str:
-    """Return the query that selects the rows that fail a data test; empty for other nodes."""
-    if result.node.resource_type != "test" or result.status != "fail":
-        return ""
-    return f"\nThe rows:\n{result.node.compiled_code.strip()}"
-
-
 class _Dbt:
     """dbt on one database. The project is parsed once for all commands."""
 
@@ -265,7 +222,7 @@ class _Dbt:
             self._copy, self._manifest = unreadable.choose_project(self._workspace), None
             self.depends_on = (compute_key(*self._names, folder=self._copy).hex(), *self.depends_on[1:])
 
-    def run(self, *command: str) -> _Result:
+    def run(self, *command: str) -> CommandResult:
         from .process import run_dbt  # imports dbt, which takes seconds
 
         folder = str(self._copy or PROJECT)
@@ -280,7 +237,7 @@ class _Dbt:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
-        result = _Result(answer, self._workspace)
+        result = CommandResult(answer, get_details_path(self._workspace))
         self.nodes += result.nodes
         if result.failed:
             # The traceback of a failed model holds a cursor in a cycle, which keeps the database open.
@@ -309,9 +266,8 @@ class _Dbt:
                 result = self.run("run", "--full-refresh", *_select("--select", failed))
         if not result.failed:
             return BuildResult()
-        unbuilt = set() if result.has_not_started else self._find_marts([failed.node for failed in result.failed])
-        is_alone = unbuilt < self._list_marts() and destination.explain(result.messages) is None
-        if result.has_not_started or not is_alone:
+        unbuilt = self._find_marts([failed.node for failed in result.failed if failed])
+        if not self._is_limited(result, unbuilt, destination):
             self.unreadable.refuse(self._workspace)
             error = TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
             digest = compute_build_digest(self._settings)
@@ -339,7 +295,10 @@ class _Dbt:
         return True
 
     def test(self, destination: Destination, built: BuildResult) -> BuildResult:
-        """Run the data tests of what was built. Raises `TransformError` if one of them could not run."""
+        """Run the data tests of what was built. One that ends with an error, as when a view cannot be read, has failed.
+
+        Raises `TransformError` if the error concerns more than some marts.
+        """
         destination.release()
         excluded = [f"{model}+" for model in built.failed_models]
         if not self._full_tests:
@@ -350,15 +309,19 @@ class _Dbt:
             return built
         if not built.failed_models:
             result.write_details()
-        if any(node is None or node.status == "error" for node in result.failed):
+        marts = self._find_marts([failed.node for failed in result.failed if failed])
+        has_error = any(failed is None or failed.status == "error" for failed in result.failed)
+        if has_error and not self._is_limited(result, marts, destination):
             raise TransformError(f"the marts could not be tested ({result.names}){result.explain(destination)}")
-        marts = sorted({mart for node in result.failed for mart in self._find_marts([node.node])})
         rows = {node.node.name: node.failures or 0 for node in result.failed}
-        return replace(built, failed_tests=[*rows], marts=marts, failed_rows=rows)
+        return replace(built, failed_tests=[*rows], marts=sorted(marts), failed_rows=rows)
 
-    def _list_marts(self) -> set[str]:
+    def _is_limited(self, result: CommandResult, marts: set[str], destination: Destination) -> bool:
+        """Return whether what failed concerns only these marts, and others are as they should be."""
         nodes = self._manifest.nodes.values() if self._manifest else ()
-        return {node.name for node in nodes if str(node.resource_type) == "model" and node.schema == self._marts_schema}
+        models = (node for node in nodes if str(node.resource_type) == "model" and node.schema == self._marts_schema)
+        is_alone = not result.has_not_started and marts < {node.name for node in models}
+        return is_alone and destination.explain(result.messages) is None
 
     def _find_marts(self, nodes: Iterable[Any]) -> set[str]:
         """Find the marts that models are or tests read, and those that are built from them."""

@@ -1,0 +1,57 @@
+"""The result of a dbt command: what failed, and what the database said about it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from msgbubbles_sync.destinations import Destination
+from msgbubbles_sync.files import write_privately
+
+
+class CommandResult:
+    """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn.
+
+    `details` is the file for the messages of the database.
+    """
+
+    def __init__(self, answer: Any, details: Path) -> None:
+        results = getattr(answer.result, "results", ())
+        self.nodes: list[Any] = [result.node for result in results]
+        self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
+        self._exception = answer.exception
+        self._details = details
+        if not answer.success and not self.failed:
+            self.failed = [None]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(node.node.name for node in self.failed if node) or "dbt did not start"
+
+    @property
+    def has_not_started(self) -> bool:
+        return None in self.failed
+
+    def explain(self, destination: Destination) -> str:
+        """Return the end of a sentence: what the database's messages mean, and the file that has them."""
+        reason = destination.explain(self.messages)
+        return f"{f': {reason}' if reason else ''}; see {self.write_details()}"
+
+    def write_details(self) -> Path:
+        """Write the database's messages to a file, and return its path."""
+        with suppress(OSError):  # a full or read-only disk, which the run reports as well
+            write_privately(self._details, self.messages + "\n")
+        return self._details
+
+    @property
+    def messages(self) -> str:
+        messages = [f"{node.node.name}: {node.message}{_describe_query(node)}" for node in self.failed if node]
+        return "\n\n".join(messages) or str(self._exception)
+
+
+def _describe_query(result: Any) -> str:
+    """Return the query that selects the rows that fail a data test; empty for other nodes."""
+    if result.node.resource_type != "test" or result.status != "fail":
+        return ""
+    return f"\nThe rows:\n{result.node.compiled_code.strip()}"
