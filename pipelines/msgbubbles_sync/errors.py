@@ -20,6 +20,10 @@ class TransformError(Exception):
     """
 
 
+class RefusedMartsError(TransformError):
+    """Everything was published but some marts; the message names them."""
+
+
 def list_causes(error: BaseException) -> list[BaseException]:
     """Return an error and those that it comes from, the nearest first; dlt's errors have one in `exception`."""
     causes = [error]

@@ -377,8 +377,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         report.write_table(ERASURES, lambda connection, schema: create_table(connection, schema, ERASURES))
         with report.isolate("descriptions"), destination.open_writer() as connection:
             destination.describe_tables(connection)
-        report.published_bytes = destination.publish(report.held_marts)
-        report.published = True
+        report.publish()
     if shared := claims.explain_same_numbers(workspace, destination):
         context.console.fail(shared)
     workspace.set_done("publish")

@@ -25,7 +25,7 @@ from msgbubbles.transport import VERSION
 
 from .context import Context
 from .dbt.runner import BuildResult
-from .errors import InputFileError, TransformError, list_causes
+from .errors import InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
 from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
@@ -107,6 +107,14 @@ class RunReport:
         if table.name not in destination.unwritable:  # which `prepare` has reported
             with self.isolate(table.name):
                 destination.write_table(table, write)
+
+    def publish(self) -> None:
+        """Publish everything but the held marts, and those that cannot be copied to readers."""
+        try:
+            self.published_bytes = self.context.destination.publish(self.held_marts)
+        except RefusedMartsError as error:
+            self.add_failed_part("marts", "; ".join(filter(None, (self.failed_parts.get("marts"), str(error)))))
+        self.published = True
 
     def add_failed_part(self, part: str, reason: str) -> None:
         self.failed_parts[part] = reason

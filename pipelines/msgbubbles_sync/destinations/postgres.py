@@ -9,7 +9,7 @@ from typing import Any, Literal
 import duckdb
 from tenacity import Retrying, retry_if_exception, stop_after_delay, stop_never, wait_fixed
 
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import RefusedMartsError, UsageError
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.tables import SQL_TYPES, TABLES
 
@@ -18,12 +18,14 @@ from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment
 from .loaded_tables import COLUMNS, Repair, find_repairs
-from .postgres_marts import copy_marts, read_stored_comments
+from .postgres_marts import copy_marts, find_refused, read_stored_comments
 from .union_accounts import Key
 
 NO_SERVER = """--destination postgres: the server cannot be reached {why}; check that it is up, or
 set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
 "postgresql://user:password@host:5432/database", or as DESTINATION__POSTGRES__CREDENTIALS"""
+REFUSED = """could not be copied to readers: {marts}; readers see the version before. Select from them in the schema
+{schema} to see whether their query fails; otherwise remove the constraints or triggers that were added to them"""
 # Between two attempts to change the columns of a mart, its readers go on.
 LOCK_PAUSE_SECONDS = 3
 # A view is replaced in place, so that views of others on top of it stay, unless its columns changed.
@@ -76,20 +78,34 @@ class Postgres(Attached):
         self._workspace.set_pending("marts")
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
+        refused: list[str] = []
         if self._workspace.is_pending("marts"):
-            self._copy_marts(held_marts)
-            if not held_marts:  # they are copied as soon as they are no longer held
+            refused = self._copy_marts(held_marts)
+            if not (held_marts or refused):  # they are copied as soon as they are no longer held
                 self._workspace.set_done("marts")
-        return super().publish(held_marts)
+        size = super().publish(held_marts)
+        if refused:
+            schema = self.name_schema(self.marts_schema)
+            raise RefusedMartsError(REFUSED.format(marts=", ".join(refused), schema=schema))
+        return size
 
-    def _copy_marts(self, held_marts: Sequence[str]) -> None:
-        limit = self._settings.lock_timeout_seconds
+    def _copy_marts(self, held_marts: Sequence[str]) -> list[str]:
+        """Copy the marts that can be copied, and return the others, which readers keep as they were."""
+        limit, refused = self._settings.lock_timeout_seconds, list[str]()
         for attempt in Retrying(
             retry=retry_if_exception(lambda error: "lock timeout" in str(error)),
             stop=stop_after_delay(limit) if limit else stop_never, wait=wait_fixed(LOCK_PAUSE_SECONDS), reraise=True,
         ):  # fmt: skip
             with attempt, self._attach() as connection:
-                copy_marts(connection, self.name_schema(self.marts_schema), self.name_schema("marts"), held_marts)
+                schemas = self.name_schema(self.marts_schema), self.name_schema("marts")
+                try:
+                    copy_marts(connection, *schemas, held_marts)
+                except duckdb.Error as error:
+                    refused = [] if self.explain(str(error)) else find_refused(connection, *schemas, held_marts)
+                    if not refused:
+                        raise
+                    copy_marts(connection, *schemas, [*held_marts, *refused])
+        return refused
 
     def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
         renames = "; ".join(f"ALTER SCHEMA {old} RENAME TO {new}" for old, new in schemas)

@@ -59,6 +59,36 @@ def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, 
     A change of columns waits for the transactions that have read the mart, and new readers wait for it. So it gives up
     after some seconds, with an error about its lock timeout, and the caller tries again.
     """
+    server.execute(connection, *_build_copy(connection, build, readers, held_marts), "COMMIT")
+    wanted: dict[str, Comments] = {}
+    for _, table, column, text, _ in read_stored_comments(connection, build):
+        if text is not None and table not in held_marts:
+            wanted.setdefault(table, {})[column] = text
+    if comments := build_statements(readers, read_stored_comments(connection, readers), wanted):
+        server.execute(connection, *comments)
+
+
+def find_refused(
+    connection: duckdb.DuckDBPyConnection, build: str, readers: str, held_marts: Collection[str]
+) -> list[str]:
+    """Return the marts, other than the held ones, that cannot be copied. Raises `duckdb.Error` if one is locked."""
+    refused = []
+    names = _read_relations(connection, build).keys() - held_marts
+    for name in sorted(names):
+        try:
+            statements = _build_copy(connection, build, readers, {*held_marts, *names} - {name})
+            server.execute(connection, *statements, "ROLLBACK")
+        except duckdb.Error as error:
+            if server.LOCKED.search(str(error)):
+                raise
+            refused.append(name)
+    return refused
+
+
+def _build_copy(
+    connection: duckdb.DuckDBPyConnection, build: str, readers: str, held_marts: Collection[str]
+) -> list[str]:
+    """Return the statements that copy all marts but the held ones, without the end of their transaction."""
     built, stored = _read_relations(connection, build), _read_relations(connection, readers)
     marts = {name: mart for name, mart in built.items() if name not in held_marts}
     statements = [
@@ -71,13 +101,7 @@ def copy_marts(connection: duckdb.DuckDBPyConnection, build: str, readers: str, 
     statements.append("SET LOCAL lock_timeout TO DEFAULT")
     for name, mart in marts.items():
         statements += _copy_rows(name, mart, build, readers)
-    server.execute(connection, *statements, "COMMIT")
-    wanted: dict[str, Comments] = {}
-    for _, table, column, text, _ in read_stored_comments(connection, build):
-        if text is not None and table not in held_marts:
-            wanted.setdefault(table, {})[column] = text
-    if comments := build_statements(readers, read_stored_comments(connection, readers), wanted):
-        server.execute(connection, *comments)
+    return statements
 
 
 def read_stored_comments(connection: duckdb.DuckDBPyConnection, schema: str) -> list[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from helpers import postgres
 from helpers.context import build_destination
 from msgbubbles_sync.destinations import server
 from msgbubbles_sync.destinations.postgres import Postgres
+from msgbubbles_sync.errors import RefusedMartsError
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -123,12 +124,23 @@ def test_open_reader_neither_waits_nor_blocks(
         assert cursor.fetchall() == [(15,)]
 
 
-def test_failed_copy_changes_no_mart(execute: Callable[..., Rows], publish: Callable[..., None]) -> None:
+BROKEN_VIEW = """CREATE OR REPLACE VIEW marts_build.thread
+AS SELECT chat_id, '' AS title, 6 / (n + 1) AS n FROM marts_build.daily"""
+
+
+@pytest.mark.parametrize("fault", ["ALTER TABLE marts.thread ADD CHECK (n >= 0)", BROKEN_VIEW])
+def test_mart_that_cannot_be_copied_fails_alone(
+    fault: str, execute: Callable[..., Rows], publish: Callable[..., None]
+) -> None:
     publish()
-    execute("ALTER TABLE marts.thread ADD CHECK (n >= 0)", "UPDATE marts_build.daily SET n = -1")
-    with pytest.raises(duckdb.Error):
+    execute(fault, "UPDATE marts_build.daily SET n = -1")
+    with pytest.raises(RefusedMartsError, match="could not be copied to readers: thread;"):
         publish()
-    assert execute("SELECT sum(n)::int FROM marts.daily") == [(15,)]
+    assert execute("SELECT sum(n)::int FROM marts.daily") == [(-5,)]
+    assert execute("SELECT sum(n)::int FROM marts.thread") == [(15,)], "as it was"
+    execute("UPDATE marts_build.daily SET n = 2")
+    publish()
+    assert execute("SELECT sum(n)::int FROM marts.thread") == [(10,)]
 
 
 def test_changed_columns_keep_views_that_do_not_use_them(
