@@ -1,4 +1,4 @@
-"""The result of a dbt command: what failed, and what the database said about it."""
+"""The result of a dbt command: what failed, and the messages of the database about it."""
 
 from __future__ import annotations
 
