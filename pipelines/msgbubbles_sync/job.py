@@ -90,17 +90,18 @@ def run(context: Context, limits: Limits) -> RunReport:
         _prepare(context, report)
         _schedule_lost_work(context)
         privacy_error = _finish_privacy_work(context, report)
-        with report.isolate("group operations"):
-            _load_ledger(context)
-        with report.isolate("webhook events"):
-            _load_events(context, report)
-        with report.isolate("contacts"):
-            if CONTACT_ALIASES.name not in context.destination.held:
-                load_contact_aliases(context)
-        if limits.with_transform:
-            check_tools(context.destination)  # before anything is read
-        early = EarlyTables(context, report, with_transform=limits.with_transform)
-        StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
+        with context.destination.hold():  # until dlt needs it
+            with report.isolate("group operations"):
+                _load_ledger(context)
+            with report.isolate("webhook events"):
+                _load_events(context, report)
+            with report.isolate("contacts"):
+                if CONTACT_ALIASES.name not in context.destination.held:
+                    load_contact_aliases(context)
+            if limits.with_transform:
+                check_tools(context.destination)  # before anything is read
+            early = EarlyTables(context, report, with_transform=limits.with_transform)
+            StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
         if privacy_error is not None:
             raise privacy_error
         # A stopped run should end now; the next one brings the marts up to date.

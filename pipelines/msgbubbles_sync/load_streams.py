@@ -1,4 +1,4 @@
-"""Load the streams of a run through dlt: first a pending load, then batch by batch, then missing rows by id."""
+"""Load the streams of a run: first a pending load, then batch by batch, then missing rows by id."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
 from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES
+from msgbubbles.source.direct import read_directly
 from msgbubbles.source.lazy_dlt import common_exceptions, pipeline_exceptions
-from msgbubbles.source.quiet import is_quiet
 from msgbubbles.source.readers import READERS
 from msgbubbles.source.run import MissingRows
 from msgbubbles.source.state import States
@@ -29,6 +29,7 @@ from msgbubbles.transport import VERSION
 
 from .context import Context
 from .destinations.duckdb_file import DuckDBFile
+from .destinations.duckdb_load import read_state, store_load
 from .destinations.load import build_missing_tables, build_pipeline
 from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
@@ -37,7 +38,6 @@ from .report import RunReport
 from .run_log import store_failed_reads
 from .tables import FAILED_READS
 from .text import format_count
-from .workspace import PIPELINE
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
@@ -47,8 +47,8 @@ next run reads them again"""
 # The number of chats that name messages, since a timestamp, and whether there are messages.
 NAMING_CHATS = """SELECT count(*), EXISTS (SELECT 1 FROM {schema}.messages) FROM {schema}.chats
 WHERE epoch_ms(last_message_at) >= ? AND deleted_at IS NULL AND from_event_at IS NULL"""
-# A file with the digest of dlt's state after the last load that was complete, and dlt's folders of pending packages.
-LOADED_WITH, PENDING = "loaded_with", ("normalize/extracted", "load/new", "load/normalized")
+# A file with the digest of dlt's state after the last load that was complete.
+LOADED_WITH = "loaded_with"
 # The resource whose rows are held back with a table. Of a table that several load, that is the first.
 OWNERS = {table: tables[0] for _, tables in reversed(READERS) for table in tables} | {TITLES: "chats"}
 # All resources load these.
@@ -71,6 +71,7 @@ class StreamLoader:
         self._run.keep_on_error = True
         self._run.on_rows = lambda: self._workspace.set_pending("repair", "transform", "publish")
         self._run.refused = self._screen if self._workspace.is_pending("screen") else None
+        self._is_direct = False
 
     @cached_property
     def _pipeline(self) -> Any:
@@ -87,12 +88,10 @@ class StreamLoader:
             run.batch_pages = min(
                 batch_pages, max(round(FIRST_BATCH_MINUTES * self._source.requests_per_minute), MIN_BATCH_PAGES)
             )
-        if self._finds_nothing():
-            report.batches = 1
-            self._report_silence()
-            return
+        self._is_direct = self._is_as_loaded()
         with self._stop_on_signal():
-            self._finish_pending()
+            if not self._is_direct:
+                self._finish_pending()
             while report.batches == 0 or run.is_unfinished:
                 self._load()
                 report.batches += 1
@@ -113,33 +112,49 @@ class StreamLoader:
             self._workspace.set_done("screen")
         self._store_failed_reads()
         if run.error is None and run.halt is None and not self._destination.held:
-            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(self._read_state()))
+            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
 
-    def _finds_nothing(self) -> bool:
-        """Return whether the newest pages show that nothing has changed since the last load. Needs no dlt."""
-        workspace, run = self._workspace, self._run
-        has_work = run.accept_overflows or workspace.is_pending("repair") or workspace.is_pending("screen")
+    def _is_as_loaded(self) -> bool:
+        """Return whether the tables and dlt's state are as a complete load has left them, so that dlt is not needed."""
         # Other machines may have loaded into other destinations.
-        if has_work or self._destination.held or not isinstance(self._destination, DuckDBFile):
+        if self._destination.held or self._run.refused is not None or not isinstance(self._destination, DuckDBFile):
             return False
-        state = self._read_state()
-        loaded_with = workspace.folder / LOADED_WITH
-        if not (state and loaded_with.exists() and loaded_with.read_text(errors="replace") == self._compute_key(state)):
-            return False
-        resources = json.loads(state)["sources"]["msgbubbles"]["resources"]
-        states = States.from_resources(resources)
-        run.settings, self._report.failed_reads = self._source, states.failed_reads
-        with self._report.timed("load"):
-            return not states.chats.threads and is_quiet(self._api_key, self._redactor, run, resources)
+        state, loaded_with = read_state(self._workspace), self._workspace.folder / LOADED_WITH
+        return (
+            bool(state) and loaded_with.exists() and loaded_with.read_text(errors="replace") == self._compute_key(state)
+        )
 
-    def _read_state(self) -> bytes:
-        """Return dlt's state after the last load; empty if it is missing, or a load is pending."""
-        folder = self._workspace.folder / "dlt" / PIPELINE
-        if any(any((folder / packages).glob("*")) for packages in PENDING):
-            return b""
-        with suppress(OSError):
-            return (folder / "state.json").read_bytes()
-        return b""
+    def _load_directly(self, *resources: str) -> bool:
+        """Load without dlt, and return whether the database accepts that. Raises what the readers raise."""
+        destination, run, report = self._destination, self._run, self._report
+        if not (self._is_direct and isinstance(destination, DuckDBFile)):
+            return False
+        changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
+        run.settings, run.warehouse = self._source, Warehouse(destination.sql_client)
+        state = json.loads(read_state(self._workspace))
+        try:
+            with run.warehouse.connected():
+                with report.timed("extract"):
+                    own = state["sources"]["msgbubbles"]["resources"]
+                    rows = read_directly(self._api_key, self._redactor, run, own, resources)
+                if rows is not None:
+                    # If the process is killed from here on, the next run begins with dlt.
+                    (self._workspace.folder / LOADED_WITH).unlink(missing_ok=True)
+                    with report.timed("commit"), destination.open_writer() as connection:
+                        store_load(connection, self._workspace, rows, state)
+        except duckdb.Error:  # dlt tries again, and reports what is wrong
+            self._is_direct, run.warehouse = False, None
+            run.changes.clear()
+            run.changes.update(changes)
+            run.streams = streams
+            return False
+        return True
+
+    @property
+    def _states(self) -> States:
+        if self._is_direct:
+            return States.from_pipeline(json.loads(read_state(self._workspace)))
+        return States.from_pipeline(self._pipeline.state)
 
     def _compute_key(self, state: bytes) -> str:
         """Return a digest of the state of a load and of what the load depends on."""
@@ -166,6 +181,8 @@ class StreamLoader:
 
     def _load(self, *resources: str) -> None:
         with self._report.timed("load"):
+            if self._load_directly(*resources):
+                return
             while not self._is_accepted(lambda: self._load_once(*resources)):
                 self._run.refused = self._screen
 
@@ -185,7 +202,6 @@ class StreamLoader:
             source.resources.add(missing_tables)
         with self._destination.keep_open(self._pipeline):
             self._pipeline.run(source.with_resources(*resources) if resources else source)
-        self._run.newest_pages.clear()
         trace = self._pipeline.last_trace
         for step in trace.steps if trace else ():
             if step.step != "run" and step.started_at and step.finished_at:
@@ -235,11 +251,7 @@ class StreamLoader:
     def _reconcile(self) -> None:
         """Load by id what the loads of this run, and of earlier runs, show to be missing."""
         run = self._run
-        if not (
-            self._workspace.is_pending("repair")
-            or States.from_pipeline(self._pipeline.state).chats.threads
-            or run.missing
-        ):
+        if not (self._workspace.is_pending("repair") or self._states.chats.threads or run.missing):
             return
         run.missing = self._find_missing()
         if run.missing is not None:
@@ -267,9 +279,9 @@ class StreamLoader:
 
     def _find_missing(self) -> MissingRows | None:
         """Find what finished loads show to be missing."""
-        warehouse = Warehouse(self._pipeline)
+        warehouse = (self._run.warehouse if self._is_direct else None) or Warehouse(self._pipeline.sql_client)
         with self._report.timed("load"), warehouse.connected():
-            return reconcile.find_missing(warehouse, States.from_pipeline(self._pipeline.state), self._run.settings)
+            return reconcile.find_missing(warehouse, self._states, self._run.settings)
 
     def _forget_rejected(self) -> None:
         """Delete the rejected rows that were read again, now that their rows are loaded."""
@@ -285,7 +297,7 @@ class StreamLoader:
 
     def _store_failed_reads(self) -> None:
         report = self._report
-        report.failed_reads = States.from_pipeline(self._pipeline.state).failed_reads
+        report.failed_reads = self._states.failed_reads
         if self._run.failed_reads_changed:
             # The marts read this table, so it is written before they are built.
             self._workspace.set_pending("transform", "publish", "test_runs")

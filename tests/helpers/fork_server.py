@@ -60,13 +60,13 @@ LIBRARIES = (
 
 def preload() -> None:
     """Import what commands use. It opens no connection and leaves no thread of Python's."""
-    from msgbubbles_sync.cli.dispatch import _NoPandas
+    from msgbubbles_sync.cli.dispatch import HideOptional
     from msgbubbles_sync.workspace import RELIED_ON
 
     before = dict(os.environ)
     os.environ |= IMPORT_ENVIRONMENT | RELIED_ON
-    hide_pandas = _NoPandas()
-    sys.meta_path.insert(0, hide_pandas)
+    hide_optional = HideOptional()
+    sys.meta_path.insert(0, hide_optional)
     for package in ("msgbubbles", "msgbubbles_sync"):
         module = importlib.import_module(package)
         for found in pkgutil.walk_packages(module.__path__, f"{package}."):
@@ -74,7 +74,7 @@ def preload() -> None:
                 _import(found.name)
     for name in LIBRARIES:
         _import(name)
-    sys.meta_path.remove(hide_pandas)
+    sys.meta_path.remove(hide_optional)
     memoize_type_hints()
     _read_files_for_forks()
     import duckdb

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
+from typing import Any
 from unittest.mock import Mock
 
 import duckdb
 import pytest
+from dlt.pipeline.state_sync import generate_pipeline_state_version_hash
 from msgspec import structs
 
 from helpers.context import LoggingConsole, RecordingConsole, build_context, serve_to_this_process
 from helpers.hooks import spool, typing, workspace_in
 from helpers.warehouse_rows import differences
-from msgbubbles.source import chats
+from msgbubbles.source import chats, direct
+from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
+from msgbubbles_sync.destinations import duckdb_load
+from msgbubbles_sync.destinations.duckdb_load import read_state
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.groups.ledger import FORMER, LEDGER, Ledger
@@ -29,6 +36,7 @@ from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.files import purge_files
 from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.sandbox import NewMessage, Server
+from msgbubbles_sync.sandbox.seed import advance
 from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.webhooks.spool import spool_folder
 from msgbubbles_sync.workspace import Workspace
@@ -286,7 +294,7 @@ def test_api_that_lists_no_message_of_its_chats_is_reported_until_it_does(tmp_pa
     assert differences(workspace.database, server.truth()) == {}
 
 
-def test_dlt_starts_only_if_the_newest_pages_or_the_state_ask_for_it(
+def test_dlt_starts_only_if_the_last_load_was_another_one(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, account, now = workspace_in(tmp_path), server.account, datetime.now(UTC)
@@ -303,20 +311,20 @@ def test_dlt_starts_only_if_the_newest_pages_or_the_state_ask_for_it(
 
     job.run(build_context(workspace), Limits(with_transform=False))
     assert run() == (0, 3)
-    assert run() == (0, 3)
     changes: list[Callable[[], object]] = [
         lambda: account.add_message(NewMessage(chat, "inbound", "new", now, "received", id="new")),
         lambda: account.edit_text("new", "edited", now),
         lambda: account.rename(chat, "renamed", now),
         lambda: account.add_number("+14155550177", "new"),
         lambda: workspace.set_pending("repair"),
-        (workspace.folder / load_streams.LOADED_WITH).unlink,
     ]
     for change in changes:
         change()
-        assert run() == (1, 3)
-        assert differences(workspace.database, server.truth()) == {}
         assert run() == (0, 3)
+        assert differences(workspace.database, server.truth()) == {}
+    (workspace.folder / load_streams.LOADED_WITH).unlink()
+    assert run() == (1, 3)
+    assert run() == (0, 3)
 
     settings = load_settings()
     source = structs.replace(settings.source, lookback_seconds=settings.source.lookback_seconds + 1)
@@ -324,14 +332,99 @@ def test_dlt_starts_only_if_the_newest_pages_or_the_state_ask_for_it(
     assert run()[0] == 1  # with the settings of before
     with monkeypatch.context() as patch:
         patch.setattr(chats, "HOUR_MS", 0)  # look for deleted chats
-        assert run() == (1, 3)
+        assert run() == (0, 3)
     server.knobs.answer = lambda _method, path, _query: (404, {}, b"{}") if path.endswith("/numbers") else None
-    assert run() == (1, 3)  # the API was not asked a second time
+    assert run() == (0, 3)
     server.knobs.answer = lambda _method, path, _query: (401, {}, b"{}") if path.endswith("/chats") else None
-    assert run("failed") == (1, 3)
+    assert run("failed") == (0, 3)
     server.knobs.answer = None
     assert run() == (1, 3)
     assert differences(workspace.database, server.truth()) == {}
     account.run("DELETE FROM numbers WHERE label = 'new'")  # nothing to load, but to remember
-    assert run() == (1, 3)
     assert run() == (0, 3)
+    state = read_state(workspace)
+    assert run() == (0, 3)
+    assert read_state(workspace) == state
+
+
+def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path: Path, server: Server) -> None:
+    account, random = server.account, Random(20)
+    folders = [tmp_path / name for name in ("dlt", "direct")]
+    for folder in folders:
+        folder.mkdir()
+    workspaces = [workspace_in(folder) for folder in folders]
+
+    def run_each() -> None:
+        for workspace in workspaces:
+            if workspace is workspaces[0]:
+                (workspace.folder / load_streams.LOADED_WITH).unlink(missing_ok=True)
+            job.run(build_context(workspace), Limits(with_transform=False))
+
+    def read(workspace: Workspace) -> dict[str, list[Any]]:
+        """Return the rows of each table, and the state, without the times of reading."""
+        state = json.loads(read_state(workspace))["sources"]["msgbubbles"]["resources"]
+        with duckdb.connect(str(workspace.database), read_only=True) as database:
+            described = {name: direct._describe(part) for name, part in state.items()}
+            described["chats"] = {k: v for k, v in described["chats"].items() if not k.endswith("_ms")}
+            return {"state": [json.dumps(described, sort_keys=True)]} | {
+                table: sorted(
+                    database.execute(
+                        f"SELECT to_json(r)::VARCHAR FROM (SELECT * EXCLUDE (_dlt_load_id, _fetched_at) "
+                        f"FROM msgbubbles.{table}) AS r"
+                    ).fetchall()
+                )
+                for table in SOURCE_TABLES
+            }
+
+    run_each()
+    for step in range(4):
+        chats_before = server.truth().chats
+        advance(account, datetime.now(UTC), minimum=30)
+        chat = random.choice(chats_before)["id"]
+        now = datetime.now(UTC)
+        account.rename(chat, f"name \uf027 {step}", now)
+        account.delete_chat(random.choice(chats_before)["id"])
+        messages = [row["id"] for row in account.all("SELECT id FROM messages ORDER BY created_us DESC LIMIT 20")]
+        account.edit_text(random.choice(messages), f'edited "{step}"', now)
+        account.add_message(NewMessage(chat, "inbound", "\x00 no text that can be stored", now, "received"))
+        run_each()
+        rows = [read(workspace) for workspace in workspaces]
+        assert rows[0] == rows[1]
+    pipeline = build_pipeline(workspaces[1], build_context(workspaces[1]).destination)
+    pipeline.sync_destination()
+    state = pipeline.state
+    assert state["_version_hash"] == generate_pipeline_state_version_hash(state)
+    assert state["_local"]["_last_extracted_hash"] == state["_version_hash"]
+
+
+@pytest.mark.parametrize("broken", ["merge_rows", "write_privately"])
+def test_load_without_dlt_that_is_cut_off_loses_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    workspace = workspace_in(tmp_path)
+
+    def run() -> int:
+        return job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status
+
+    assert run() == 0
+    advance(server.account, datetime.now(UTC), minimum=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(duckdb_load, broken, Mock(side_effect=OSError("no space")))
+        assert run() == EXIT_FAILED
+    version = json.loads(read_state(workspace))["_state_version"]
+    assert run() == 0
+    assert json.loads(read_state(workspace))["_state_version"] > version
+    assert differences(workspace.database, server.truth()) == {}
+
+
+def test_load_that_the_database_refuses_without_dlt_is_done_by_dlt(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_in(tmp_path)
+    job.run(build_context(workspace), Limits(with_transform=False))
+    new = advance(server.account, datetime.now(UTC), minimum=30)
+    monkeypatch.setattr(duckdb_load, "merge_rows", Mock(side_effect=duckdb.ConstraintException("refused")))
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert report.record["outcome"] == "complete"
+    assert report.record["tables"]["messages"]["new"] == new
+    assert differences(workspace.database, server.truth()) == {}

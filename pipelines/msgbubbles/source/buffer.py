@@ -88,12 +88,18 @@ class RowBuffer:
     `tables` are the tables that the stream fills, its own first. `changes` counts their rows. `on_chats` is called
     with the chats that were not stored before, and `on_twins` with a table and the hashes of rows that were rejected
     because a row with another parent has the same id. `refused` returns which rows of a table the destination refuses.
+    `build` builds an item from rows of a table.
     """
 
     def __init__(
-        self, tables: tuple[str, ...], stored: Warehouse | None = None, changes: dict[str, Changes] | None = None
+        self,
+        tables: tuple[str, ...],
+        stored: Warehouse | None = None,
+        changes: dict[str, Changes] | None = None,
+        build: Callable[[Table, pa.Table], Any] = build_item,
     ) -> None:
         self.stream = tables[0]
+        self._build = build
         self.changes = {} if changes is None else changes
         self._stored = stored
         self.on_chats: Callable[[list[NewChat]], None] = lambda _chats: None
@@ -180,7 +186,7 @@ class RowBuffer:
 
     def empty_tables(self) -> Iterator[Any]:
         """Build items that make dlt create empty tables, so that they can be queried."""
-        return (build_item(table, build_arrow_table(table, ())) for table in self._tables)
+        return (self._build(table, build_arrow_table(table, ())) for table in self._tables)
 
     def flush(self, min_rows: int = 1) -> Iterator[Any]:
         """Build items from the tables that have this many rows."""
@@ -338,4 +344,4 @@ class RowBuffer:
                 self.refused_rows += 1
             rows = filter_rows(rows, [not is_refused for is_refused in refused])
         if rows.num_rows:
-            yield build_item(TABLES[table], rows)
+            yield self._build(TABLES[table], rows)

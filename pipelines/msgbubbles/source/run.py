@@ -102,7 +102,6 @@ class Run:
         warehouse: The stored rows, if the destination can be queried.
         refused: Returns which rows of an Arrow table the destination refuses; set once a load failed for its data.
         in_flight: Builds the queue of requests in flight.
-        newest_pages: Answers to requests for the newest page of a list, by the client's method.
         readable_again: Hashes of rejected rows whose interval was read again without one.
         failed_now: Units that failed in this run, by kind and id; the run does not try them again.
     """
@@ -121,7 +120,6 @@ class Run:
     refused: Callable[[str, Any], list[bool]] | None = None
     settings: SourceSettings = DEFAULTS
     in_flight: Callable[[], InFlight[Any]] = InThreads
-    newest_pages: dict[str, Callable[[], Any]] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
     streams: dict[str, StreamProgress] = field(default_factory=dict)
     changes: dict[str, Changes] = field(default_factory=dict)

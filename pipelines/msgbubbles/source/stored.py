@@ -29,14 +29,18 @@ EVENTS = "webhook_events"
 KEYS_AT_ONCE = 10_000
 
 
+class MissingTableError(Exception):
+    """A query reads a table that is missing. Clients that need no dlt raise it."""
+
+
 class Warehouse:
-    """The tables of a pipeline's dataset.
+    """The tables of a pipeline's dataset. `open_client` opens a client of dlt, or one like it that needs no dlt.
 
     Times are milliseconds since 1970; intervals include their first millisecond and exclude their last.
     """
 
-    def __init__(self, pipeline: dlt.Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, open_client: Callable[[], Any]) -> None:
+        self._open = open_client
         self._client: Any = None
         self._read_chats: str | None = None
         self._session: ExitStack | None = None
@@ -56,7 +60,7 @@ class Warehouse:
     def from_current_pipeline(cls) -> Warehouse | None:
         """Return the warehouse of the running pipeline; null if none is running."""
         pipeline = dlt.current.pipeline()
-        return cls(pipeline) if isinstance(pipeline, dlt.Pipeline) else None
+        return cls(pipeline.sql_client) if isinstance(pipeline, dlt.Pipeline) else None
 
     def rows(self, table: str, incoming: pa.Table) -> pa.Table | None:
         """Return the stored rows with the keys of `incoming`; null if there are none.
@@ -205,7 +209,7 @@ class Warehouse:
 
     @contextmanager
     def _open_client(self) -> Iterator[Any]:
-        with self._pipeline.sql_client() as client:
+        with self._open() as client:
             _return_json_as_text(client.native_connection)
             yield client
 
@@ -229,6 +233,8 @@ class Warehouse:
                     names["read_chats"] = self._read_chats
                 with client.execute_query(query.format(**names), *values) as cursor:
                     return fetch(cursor)
+        except MissingTableError:
+            return None
         except (destination_exceptions.DestinationUndefinedEntity, destination_exceptions.SqlClientNotAvailable):
             return None
 
@@ -258,6 +264,8 @@ def _select_read_chats(client: Any, chats: str) -> str:
 
 def _read_arrow(cursor: Any, table: Table) -> pa.Table:
     """Read all rows of a cursor, JSON as text."""
+    if hasattr(cursor, "to_arrow_table"):
+        return cursor.to_arrow_table()
     if type(cursor).iter_arrow is not sql_client.DBApiCursorImpl.iter_arrow:
         return cursor.arrow()
     names, rows = [column[0] for column in cursor.native_cursor.description], cursor.fetchall()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from typing import Any
 import duckdb
 from filelock import FileLock
 
-from msgbubbles.lazy_pyarrow import pa
-from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
@@ -24,6 +22,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .claims import find_account_files
 from .compaction import compact, should_compact
+from .duckdb_load import StoredRows
 from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
@@ -95,6 +94,13 @@ class DuckDBFile(Destination):
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
             yield connection
+
+    @contextmanager
+    def sql_client(self) -> Iterator[StoredRows]:
+        """Open a client for `msgbubbles.source.stored.Warehouse`, which needs no dlt."""
+        with self.open_writer() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            yield StoredRows(connection)
 
     @contextmanager
     def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -229,28 +235,3 @@ class DuckDBFile(Destination):
         """Return DuckDB's options for all connections to the work file, which must be equal. Raises `UsageError`."""
         limit = self._settings.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}
-
-
-def merge_rows(
-    connection: duckdb.DuckDBPyConnection, pipeline: str, parts: Iterable[tuple[Table, pa.Table, Strategy]]
-) -> None:
-    """Merge rows into tables that dlt has created, as dlt does, as one load of a pipeline.
-
-    Raises `duckdb.Error`, and changes nothing, if a table or a column is missing, or refuses a value.
-    """
-    load_id = str(time.time())
-    with connection.cursor() as cursor:
-        cursor.execute("BEGIN")
-        for table, rows, strategy in parts:
-            (key,), path = table.key, f"{DATASET}.{table.name}"
-            names = ", ".join(map(quote_name, rows.column_names))
-            condition = f"{key} NOT IN (SELECT {key} FROM {path})"  # noqa: S608
-            cursor.register("incoming", rows)
-            if strategy == "delete-insert":
-                cursor.execute(f"DELETE FROM {path} WHERE {key} IN (SELECT {key} FROM incoming)")  # noqa: S608
-                condition = "true"
-            insert = f"INSERT INTO {path} ({names}, _dlt_load_id) SELECT {names}, ? FROM incoming WHERE {condition}"  # noqa: S608
-            cursor.execute(insert, [load_id])
-        loads = f"INSERT INTO {DATASET}._dlt_loads (load_id, schema_name, status, inserted_at) VALUES (?, ?, 0, now())"  # noqa: S608
-        cursor.execute(loads, [load_id, pipeline])
-        cursor.execute("COMMIT")

@@ -21,7 +21,8 @@ from msgbubbles.source.stored import Warehouse
 from msgbubbles.tables import CHATS, MESSAGES, Strategy, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.destinations.duckdb_file import DuckDBFile, merge_rows
+from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
+from msgbubbles_sync.destinations.duckdb_load import merge_rows
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import move_damaged, write_privately
@@ -254,7 +255,7 @@ class _Load:
     def _load_with_dlt(self, events: list[Event]) -> _Batch:
         self.destination.release()
         pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
-        warehouse = Warehouse(pipeline)
+        warehouse = Warehouse(pipeline.sql_client)
         with warehouse.connected():
             stored = warehouse.rows_with("messages", "id", list_messages(events))
             chats = warehouse.rows_with("chats", "id", _list_chats(events))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import duckdb
@@ -29,31 +29,25 @@ class Client:
     """The part of dlt's client that the queries use."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+        self.native_connection = connection
 
     def make_qualified_table_name(self, table: str) -> str:
         return table
 
     @contextmanager
     def execute_query(self, query: str, *values: Any) -> Iterator[duckdb.DuckDBPyConnection]:
-        yield self._connection.execute(query.replace("%s", "?"), list(values))
+        yield self.native_connection.execute(query.replace("%s", "?"), list(values))
 
 
 @pytest.fixture
-def warehouse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Warehouse]:
+def warehouse() -> Iterator[Warehouse]:
     with duckdb.connect() as connection:
         times = "created_at TIMESTAMPTZ, last_message_at TIMESTAMPTZ, deleted_at TIMESTAMPTZ"
         connection.execute(f"CREATE TABLE chats (id VARCHAR, {times})")
         time = "make_timestamptz(? * 1000::BIGINT)"
         insert = f"INSERT INTO chats VALUES (?, {time}, {time}, if(?, now(), NULL))"
         connection.executemany(insert, [list(row) for row in CHATS])
-        found = Warehouse(None)  # type: ignore[arg-type]
-
-        def open_client() -> AbstractContextManager[Client]:
-            return nullcontext(Client(connection))
-
-        monkeypatch.setattr(found, "_open_client", open_client)
-        yield found
+        yield Warehouse(lambda: nullcontext(Client(connection)))
 
 
 def test_chat_without_a_time_may_have_messages_at_any_time(warehouse: Warehouse) -> None:
@@ -77,10 +71,11 @@ def test_chat_that_only_an_event_shows_counts_as_not_stored(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with warehouse._open_client() as client:
-        client._connection.execute("ALTER TABLE chats ADD COLUMN from_event_at TIMESTAMPTZ")
-        client._connection.execute("UPDATE chats SET from_event_at = now() WHERE id IN ('no times', 'ends before')")
-        client._connection.execute("CREATE TABLE messages (conversation_id VARCHAR, from_event_at TIMESTAMPTZ)")
-        client._connection.execute("INSERT INTO messages VALUES ('no times', now()), ('deleted', NULL)")
+        connection = client.native_connection
+        connection.execute("ALTER TABLE chats ADD COLUMN from_event_at TIMESTAMPTZ")
+        connection.execute("UPDATE chats SET from_event_at = now() WHERE id IN ('no times', 'ends before')")
+        connection.execute("CREATE TABLE messages (conversation_id VARCHAR, from_event_at TIMESTAMPTZ)")
+        connection.execute("INSERT INTO messages VALUES ('no times', now()), ('deleted', NULL)")
     assert warehouse.chats_between(FROM_MS - 1, FROM_MS + 1) == {"ends at its begin"}
     assert "no times" not in [*warehouse.chats_without_time(10), *warehouse.chats_alive_at(FROM_MS, TO_MS, "", 10)]
     assert warehouse.orphans(10) == ["no times"]

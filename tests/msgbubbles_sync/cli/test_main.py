@@ -63,18 +63,18 @@ atexit.register(print, "exit function")
 sys.stdout.write("no newline")
 sys.exit(3)
 """
-HAS_DLT = 'sys.modules["dlt"] = types.ModuleType("dlt")'
+HAS_DUCKDB = 'sys.modules["duckdb"] = types.ModuleType("duckdb")'
 
 
 @pytest.mark.parametrize(
     ("body", "is_taken_down"),
     [
-        (HAS_DLT, False),
+        (HAS_DUCKDB, False),
         ("", True),
-        (HAS_DLT + '\nthreading.Thread(target=lambda: (time.sleep(0.5), print("thread done"))).start()', True),
+        (HAS_DUCKDB + '\nthreading.Thread(target=lambda: (time.sleep(0.5), print("thread done"))).start()', True),
     ],
 )
-def test_process_with_dlt_exits_without_interpreter_teardown(body: str, is_taken_down: bool) -> None:
+def test_process_with_duckdb_exits_without_interpreter_teardown(body: str, is_taken_down: bool) -> None:
     ended = run_program(ENDS.format(body=body))
     assert ended.returncode == 3, ended
     assert ("interpreter taken down" in ended.stdout) is is_taken_down
