@@ -80,9 +80,11 @@ def change(account: Account, chance: random.Random) -> None:
 
 
 class Victim:
-    """A run of the job that is going to be killed, and its progress."""
+    """A run of the job that is going to be killed, and its progress. If `with_dlt`, dlt loads what it reads."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, with_dlt: bool) -> None:
+        if with_dlt:
+            job.need_dlt()
         self._dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
         self._server = job.server
         self._asked_before = len(job.server.requests)
@@ -142,7 +144,7 @@ def test_kill_at_the_end_of_normalization_loses_nothing(new_job: NewJob) -> None
     job.run()
     change(job.server.account, random.Random(7))
     dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
-    victim = Victim(job)
+    victim = Victim(job, with_dlt=True)
     victim.wait_for("normalize")
     victim.process.send_signal(signal.SIGSTOP)
     (extracted,) = (dlt / "normalize" / "extracted").iterdir()
@@ -175,7 +177,7 @@ def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -
         for number in range(KILLS):
             change(job.server.account, chance)
             job.start_anew = bool(number % 2)
-            victim = Victim(job)
+            victim = Victim(job, with_dlt=not number % 2)
             if number % 2:
                 # Any moment of the run.
                 time.sleep(chance.random() * run_seconds)

@@ -199,6 +199,7 @@ def test_damaged_package_that_waits_to_be_loaded_is_read_again(new_job: NewJob) 
     job = new_job()
     job.run()
     write_something(job, 50)
+    job.need_dlt()
     dlt = job.folder / ".msgbubbles" / "company" / "dlt"
     process = job.start()
     while not (found := list(dlt.glob("msgbubbles/load/normalized/*/new_jobs/messages*"))):

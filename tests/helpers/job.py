@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.process import Process, inherited_environment, run_process
+from msgbubbles_sync.load_streams import LOADED_WITH
 from msgbubbles_sync.sandbox import Server
 
 CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
@@ -55,6 +56,10 @@ class Job:
     @property
     def database(self) -> Path:
         return self.folder / "company.duckdb"
+
+    def need_dlt(self) -> None:
+        """Let dlt load what the next run reads."""
+        (self.folder / ".msgbubbles" / self.database.stem / LOADED_WITH).unlink(missing_ok=True)
 
     def start(self, *options: str, transform: bool = False) -> Process:
         return self._start((), "--json", *options, *(() if transform else ("--no-transform",)))
