@@ -127,6 +127,19 @@ def test_steps_without_work_are_skipped_without_a_difference(
     }
 
 
+def test_queued_rows_are_built_although_no_input_has_changed() -> None:
+    step = Step("model.mart", "mart", ["INSERT INTO builds VALUES (1)"], is_queued=True, inputs=["source.a"])
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE builds (number int); CREATE SCHEMA staging")
+        connection.execute("CREATE TABLE staging.loads (load_id varchar)")
+        for table in ("chats_to_build", "days_to_build", "built_loads"):
+            connection.execute(f"CREATE TABLE staging.{table} (mart varchar, load_id varchar)")
+        for queued in (0, 1):
+            connection.execute("INSERT INTO staging.days_to_build FROM (VALUES ('mart', '')) LIMIT ?", [queued])
+            plan._run_steps([step], connection, follows_success=True, unchanged_sources=["source.a"])
+            assert connection.execute("FROM builds").fetchall() == [(1,)] * queued
+
+
 def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then dbt runs, as it does without a plan."""
 

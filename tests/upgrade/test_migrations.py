@@ -18,6 +18,7 @@ from helpers.lake import lake_at
 from helpers.sizes import nightly, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
+from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.parquet_tables import Table
 from msgbubbles_sync.destinations.version import check_version
@@ -113,6 +114,17 @@ def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest
     console = RecordingConsole()
     migrate(build_context(workspace, console=console))
     assert (workspace.version, console.lines) == (VERSION, [])
+
+
+def test_version_is_stored_once_its_step_is_done(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions: list[tuple[int, int]] = []
+
+    def step(workspace: Workspace, destination: Destination) -> None:
+        versions.append((workspace.version, migrations._warehouse_version(destination)))
+
+    monkeypatch.setattr(migrations, "STEPS", [step] * VERSION)
+    migrate(build_context(workspace))
+    assert versions == [(number, number) for number in range(VERSION)]
 
 
 def test_published_file_is_migrated_without_its_workspace(workspace: Workspace) -> None:
