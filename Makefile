@@ -1,5 +1,5 @@
 # make demo        set everything up, and sync a simulated account
-# make check       run lint, types, words and the tests that start no process; a minute on two cores
+# make check       run lint, types, words and the quick tests that start no process; a minute on two cores
 # make test        set everything up, and run lint, types, words and all tests but Spark's; NIGHTLY=1 tries more
 # make test-spark  install Spark too, and run its tests; some seven minutes, with Java 17 or 21
 # make test-browser  install Playwright too, and open the report and the dashboard in Chromium or Chrome

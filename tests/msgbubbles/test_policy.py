@@ -55,6 +55,7 @@ def test_pseudonym_is_equal_for_all_spellings() -> None:
     assert NAMES.title(ANN)[2:] != NAMES.handle(ANN)[2:]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_pseudonym_is_never_mistaken_for_a_number(written: str) -> None:
     pseudonym = NAMES.handle(written)

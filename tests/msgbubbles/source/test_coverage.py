@@ -101,6 +101,7 @@ def test_time_of_reading_is_rounded_by_its_age(age_ms: int, grain_ms: int) -> No
     assert Coverage([(0, 9, read_ms)]).compact(read_ms + age_ms).intervals == [(0, 9, rounded_ms)]
 
 
+@pytest.mark.slow
 def test_coverage_stays_small_after_a_year_of_runs() -> None:
     coverage = Coverage()
     now = 1_800_000_000_000

@@ -375,6 +375,7 @@ def test_rows_below_a_failed_page_are_read_after_a_cut(
     assert missing(world)["messages"] <= 12
 
 
+@pytest.mark.slow
 def test_page_that_fails_later_blocks_no_other_refresh(new_world: Callable[..., World]) -> None:
     world = new_world(chats=40, messages_each=2)
     world.settings = build_settings(5_000, messages=[RefreshRule(1, 72)])

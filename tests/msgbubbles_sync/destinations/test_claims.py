@@ -35,6 +35,8 @@ from msgbubbles_sync.run_log import store as store_runs
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import CLAIM_FILE, Workspace
 
+pytestmark = pytest.mark.slow
+
 damage = pytest.mark.parametrize("damage", DAMAGE)
 
 

@@ -29,6 +29,8 @@ from msgbubbles_sync.sql import store_value
 from msgbubbles_sync.tables import PRIVACY
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 Rows = list[tuple[str, int, int]]  # a key, a value, and the second at which it was read
 
 MARTS = ("contact", "thread_activity")

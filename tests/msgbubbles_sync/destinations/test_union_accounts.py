@@ -12,6 +12,8 @@ import pytest
 from msgbubbles_sync.destinations.union_accounts import build_union, combine
 from msgbubbles_sync.sql import quote_name
 
+pytestmark = pytest.mark.slow
+
 WIDE = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, 'a' AS title, 7::BIGINT AS seen"
 OLD = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, 'b' AS title"
 OTHER = "CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats AS SELECT 'c1' AS id, '{}'::JSON AS gone"

@@ -17,6 +17,8 @@ from msgbubbles_sync.webhooks.load import count_dead_letters, dead_letter_folder
 from msgbubbles_sync.webhooks.spool import list_segments, spool_folder
 from msgbubbles_sync.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 EVENTS = "SELECT event_id, chat_id, strftime(received_at, '%H') FROM msgbubbles.webhook_events ORDER BY event_id"
 
 
