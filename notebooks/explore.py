@@ -32,24 +32,11 @@ with app.setup(hide_code=True):
     sys.path.append(str(PROJECT / "pipelines"))
     # Its queries, so that dashboard and report show the same figures.
     from msgbubbles_sync.inspect import activity
-    from msgbubbles_sync.inspect.activity import format_duration
+    from msgbubbles_sync.inspect.activity import NOT_BUILT, describe_missing, format_duration, format_percent
 
     DEFAULTS = (PROJECT / "warehouse.duckdb", PROJECT / "demo.duckdb")
-    RELATIONS = (
-        "marts.calendar",
-        "marts.contact",
-        "marts.delivery_daily",
-        "marts.group_membership",
-        "marts.number_activity_daily",
-        "marts.sla_daily",
-        "marts.sla_events",
-        "marts.thread_activity",
-        "marts.thread_activity_daily",
-        "marts.thread_turns",
-        "msgbubbles.stream_coverage",
-        "msgbubbles.sync_runs",
-        "staging.int_thread_messages",
-    )
+    # The filter of queries about the chosen days and number.
+    CHOSEN = "day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)"
 
     # Readable on light and dark backgrounds.
     SIDES = {"them": "#3f8fd6", "us": "#e8833a", "unknown": "#8c8c8c"}
@@ -71,6 +58,14 @@ with app.setup(hide_code=True):
         "Failed", "Delivered", "Read",
     }  # fmt: skip
     HOURS = alt.Axis(labelAngle=0, values=list(range(0, 24, 3)))
+    # How tooltips show names, numbers, shares, and days and times in UTC, whatever the browser's time zone.
+    TOOLTIPS: dict[str, dict[str, Any]] = {
+        "N": {"type": "nominal"},
+        "Q": {"type": "quantitative", "format": ","},
+        "%": {"type": "quantitative", "format": ".1%"},
+        "D": {"type": "temporal", "timeUnit": "utcyearmonthdate", "format": "%Y-%m-%d"},
+        "T": {"type": "temporal", "timeUnit": "utcyearmonthdatehoursminutes", "format": "%Y-%m-%d %H:%M"},
+    }
     WEEKDAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 
 
@@ -94,10 +89,19 @@ def _():
 def _(database, refresh):
     refresh.value  # noqa: B018 - the button, or the interval, runs this cell again
     warehouse = connect(database)
+    _reported: set[str] = set()
 
     def query(sql: str, **parameters: object) -> pd.DataFrame:
+        """Return the rows. What the file lacks is reported once, and the cells that need it are left out."""
         used = {name: parameters[name] for name in set(re.findall(r"\$(\w+)", sql))}
-        return warehouse.sql(sql, params=used).to_arrow_table().to_pandas()
+        try:
+            return warehouse.sql(sql, params=used).to_arrow_table().to_pandas()
+        except NOT_BUILT as error:
+            missing = describe_missing(error, sql)
+        is_new = missing not in _reported
+        _reported.add(missing)
+        notice = note(f"`{database}` lacks {missing}. Build it with {job_command(database)}.", "warn")
+        raise mo.MarimoStopError(notice if is_new else None)
 
     return query, warehouse
 
@@ -108,21 +112,18 @@ def _(database):
     with connect(database) as _connection:
         _numbers = _connection.execute(
             """
-            SELECT from_handle, max(n.label) AS label
-            FROM marts.thread_activity AS t LEFT JOIN msgbubbles.numbers AS n ON n.handle = t.from_handle
+            SELECT from_handle, max(label)
+            FROM msgbubbles.chats LEFT JOIN msgbubbles.numbers ON handle = from_handle
             WHERE from_handle IS NOT NULL
             GROUP BY from_handle
             ORDER BY count(*) DESC, from_handle
             """
         ).fetchall()
-        [(_oldest, _newest)] = _connection.execute(
-            """
-            SELECT min(day), greatest(max(day), (SELECT max(started_at)::DATE FROM msgbubbles.sync_runs))
-            FROM marts.thread_activity_daily
-            """
-        ).fetchall()
-    _newest = _newest or datetime.now(UTC).date()
-    _oldest = _oldest or _newest
+        _days = (None, None)
+        with suppress(*NOT_BUILT):
+            [_days] = _connection.execute("SELECT min(day), max(day) FROM marts.calendar").fetchall()
+    _newest = _days[1] or datetime.now(UTC).date()
+    _oldest = _days[0] or _newest - timedelta(days=365)
     _options = {f"{handle} · {label}" if label else handle: handle for handle, label in _numbers}
     number_choice = mo.ui.dropdown({"All": None, **_options}, value="All", label="Our number")
     days_choice = mo.ui.date_range(
@@ -176,10 +177,25 @@ def _(as_of, first, last, number):
 def _(chosen, query):
     # The first row is of the chosen days, the second of those that are over, the third of as many before them.
     figures = query(activity.FIGURES, **chosen)
+    return (figures,)
+
+
+@app.cell
+def _(chosen, query):
     answers = query(activity.RESPONSES, **chosen)
+    return (answers,)
+
+
+@app.cell
+def _(chosen, query):
     met = query(activity.TARGETS, **chosen)
+    return (met,)
+
+
+@app.cell
+def _(chosen, query):
     delivery = query(activity.DELIVERY, **chosen)
-    return answers, delivery, figures, met
+    return (delivery,)
 
 
 @app.cell(hide_code=True)
@@ -252,26 +268,25 @@ def _(chosen, first, last, query):
     # Days are in the account's time zone. They are sent as midnight UTC, so that no browser shifts them.
     volume = query(
         f"""
-        WITH chosen AS (
-            SELECT date_trunc('{grain}', day) AS began, messages_total, messages_inbound, messages_outbound
-            FROM marts.thread_activity_daily
-            WHERE day BETWEEN $first AND $last
-                AND (
-                    $number IS NULL
-                    OR chat_id IN (SELECT chat_id FROM marts.thread_activity WHERE from_handle = $number)
-                )
-        ),
-        counted AS (
-            SELECT began, 'them' AS side, sum(messages_inbound) AS messages FROM chosen GROUP BY began
-            UNION ALL
-            SELECT began, 'us', sum(messages_outbound) FROM chosen GROUP BY began
-            UNION ALL
-            SELECT began, 'unknown', sum(messages_total - messages_inbound - messages_outbound)
-            FROM chosen GROUP BY began
+        WITH counted AS (
+            UNPIVOT (
+                SELECT
+                    day,
+                    d.messages_inbound AS them,
+                    d.messages_outbound AS us,
+                    d.messages_total - d.messages_inbound - d.messages_outbound AS unknown
+                FROM marts.thread_activity_daily AS d INNER JOIN marts.thread_activity USING (chat_id)
+                WHERE {CHOSEN}
+            )
+            ON them, us, unknown INTO NAME side VALUE messages
         )
-        SELECT began::TIMESTAMP AT TIME ZONE 'UTC' AS began, side, messages::BIGINT AS messages
+        SELECT
+            date_trunc('{grain}', day)::TIMESTAMP AT TIME ZONE 'UTC' AS began,
+            side,
+            sum(messages)::BIGINT AS messages
         FROM counted
         WHERE messages > 0
+        GROUP BY ALL
         ORDER BY began, side
         """,
         **chosen,
@@ -283,7 +298,7 @@ def _(chosen, first, last, query):
 def _(chosen, query):
     # Turns of one side in direct chats, by the side that is to answer.
     replies = query(
-        """
+        f"""
         WITH turns AS (
             SELECT
                 CASE side WHEN 'us' THEN 'them' ELSE 'us' END AS side,
@@ -299,7 +314,7 @@ def _(chosen, query):
                     ELSE 'no answer'
                 END AS took
             FROM marts.thread_turns
-            WHERE NOT is_group AND day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+            WHERE NOT is_group AND {CHOSEN}
         )
         SELECT side, took, count(*) AS turns, count(*) / sum(count(*)) OVER (PARTITION BY side) AS share
         FROM turns
@@ -317,10 +332,7 @@ def _(chosen, grain, query):
     targets = query(
         f"""
         WITH chosen AS (
-            UNPIVOT (
-                FROM marts.sla_daily
-                WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
-            )
+            UNPIVOT (FROM marts.sla_daily WHERE {CHOSEN})
             ON targets_met AS met, targets_breached AS breached, targets_running AS running
             INTO NAME state VALUE targets
         )
@@ -342,11 +354,11 @@ def _(chosen, grain, query):
 @app.cell
 def _(chosen, query):
     hours = query(
-        """
+        f"""
         WITH counted AS (
             SELECT weekday, hour, count(*) AS messages, count(*) FILTER (direction = 'inbound') AS inbound
             FROM staging.int_thread_messages
-            WHERE day BETWEEN $first AND $last AND ($number IS NULL OR from_handle = $number)
+            WHERE {CHOSEN}
             GROUP BY weekday, hour
         ),
         week AS (
@@ -501,8 +513,8 @@ def _(as_of, database, days_choice, last_failure, number_choice, refresh, skippe
         [
             mo.md(f"# MsgBubbles\n\n`{_path}`, {_age}"),
             mo.hstack([number_choice, days_choice, refresh], justify="start", align="end", wrap=True),
-            *([mo.callout(mo.md(last_failure), kind="danger")] if last_failure else []),
-            *([mo.callout(mo.md(skipped), kind="warn")] if skipped else []),
+            *([note(last_failure, "danger")] if last_failure else []),
+            *([note(skipped, "warn")] if skipped else []),
         ]
     )
     return
@@ -510,57 +522,54 @@ def _(as_of, database, days_choice, last_failure, number_choice, refresh, skippe
 
 @app.cell(hide_code=True)
 def _(figures, first, last, waiting_times):
-    _now, _complete, _before = figures.itertuples(index=False)
+    _now, _, _before = figures.itertuples(index=False)
 
-    def _compare(name: str) -> str:
-        before = getattr(_before, name)
-        change = f" ({100 * (getattr(_complete, name) - before) / before:+.0f}%)" if before else ""
-        return f"before: {before:,}{change}"
+    def _count(label: str, name: str) -> tuple[str, str, str]:
+        now, complete, before = figures[name]
+        change = f" ({100 * (complete - before) / before:+.0f} %)" if before else ""
+        return label, f"{now:,}", f"before: {before:,}{change}"
 
-    mo.vstack(
-        [
-            mo.md(f"## {first:%d %b} to {last:%d %b %Y}"),
-            stats(
-                ("Waiting on us", f"{waiting_times['threads'].sum():,}", "direct chats, now"),
-                ("Answered in an hour", percent(_now.within_hour), f"before: {percent(_before.within_hour)}"),
-                (
-                    "Median answer",
-                    format_duration(_now.median_seconds),
-                    f"before: {format_duration(_before.median_seconds)}",
-                ),
-                ("Messages to us", f"{_now.messages_inbound:,}", _compare("messages_inbound")),
-                ("Messages from us", f"{_now.messages_outbound:,}", _compare("messages_outbound")),
-                ("New chats", f"{_now.threads_new:,}", _compare("threads_new")),
+    section(
+        f"{first:%d %b} to {last:%d %b %Y}",
+        stats(
+            ("Waiting on us", f"{waiting_times['threads'].sum():,}", "direct chats, now"),
+            (
+                "Answered in an hour",
+                format_percent(_now.within_hour),
+                f"before: {format_percent(_before.within_hour)}",
             ),
-            mo.md("Changes compare the complete days with as many days before them."),
-        ]
+            (
+                "Median answer",
+                format_duration(_now.median_seconds),
+                f"before: {format_duration(_before.median_seconds)}",
+            ),
+            _count("Messages to us", "messages_inbound"),
+            _count("Messages from us", "messages_outbound"),
+            _count("New chats", "threads_new"),
+        ),
+        mo.md("Changes compare the complete days with as many days before them."),
     )
     return
 
 
 @app.cell(hide_code=True)
 def _(threads_choice, threads_table, waiting, waiting_times):
-    mo.vstack(
-        [
-            mo.md("## Chats waiting on us"),
-            threads_choice,
-            *([] if waiting.empty else [threads_table, mo.md("Select a chat to see its messages.")]),
-            draw(
-                alt.Chart(waiting_times, title="Direct chats by waiting time")
-                .mark_bar(color=SIDES["us"])
-                .encode(
-                    alt.Y("waited:O", sort=activity.AGES, title=None),
-                    alt.X("threads:Q", title="Chats", axis=alt.Axis(tickMinStep=1, tickCount=6)),
-                    tooltip=[
-                        alt.Tooltip("waited:O", title="Waiting time"),
-                        alt.Tooltip("threads:Q", format=",", title="Chats"),
-                    ],
-                )
-                .properties(height=alt.Step(20)),
-                waiting_times,
-                "No direct chat is waiting on us.",
-            ),
-        ]
+    section(
+        "Chats waiting on us",
+        threads_choice,
+        *([] if waiting.empty else [threads_table, mo.md("Select a chat to see its messages.")]),
+        draw(
+            alt.Chart(waiting_times, title="Direct chats by waiting time")
+            .mark_bar(color=SIDES["us"])
+            .encode(
+                alt.Y("waited:O", sort=activity.AGES, title=None),
+                alt.X("threads:Q", title="Chats", axis=alt.Axis(tickMinStep=1, tickCount=6)),
+                tooltip=tooltips({"waited:N": "Waiting time", "threads:Q": "Chats"}),
+            )
+            .properties(height=alt.Step(20)),
+            waiting_times,
+            "No direct chat is waiting on us.",
+        ),
     )
     return
 
@@ -575,12 +584,7 @@ def _(thread, thread_messages, waiting):
 
 @app.cell(hide_code=True)
 def _(grain, volume):
-    mo.vstack(
-        [
-            mo.md("## Message volume"),
-            draw_by_time(volume, grain, "messages", "side", SIDES, "Written by", "No messages yet."),
-        ]
-    )
+    section("Message volume", draw_by_time(volume, grain, "messages", "side", SIDES, "Written by", "No messages yet."))
     return
 
 
@@ -590,164 +594,125 @@ def _(answers, replies):
         {
             "Our number": answers["label"].fillna(answers["from_handle"]),
             "Asked": answers["asked"],
-            "Answered": (answers["answered"] / answers["asked"]).map(percent),
-            "Within 5 min": answers["within_5_minutes"].map(percent),
-            "Within 1 hour": answers["within_hour"].map(percent),
+            "Answered": (answers["answered"] / answers["asked"]).map(format_percent),
+            "Within 5 min": answers["within_5_minutes"].map(format_percent),
+            "Within 1 hour": answers["within_hour"].map(format_percent),
             "Median": answers["median_seconds"].map(format_duration),
             "90% within": answers["p90_seconds"].map(format_duration),
         }
     )
-    mo.vstack(
-        [
-            mo.md("""
-            ## Answers
-
-            All turns in direct chats, by the day on which they began. A turn without an answer counts as not answered
-            in time. The time of an answer is measured from the first message of the turn.
-            """),
-            *([] if answers.empty else [table(_shown)]),
-            draw(
-                alt.Chart(replies, title="Turns by the time to their answer")
-                .mark_bar()
-                .encode(
-                    alt.Y("took:O", sort=REPLY_TIMES, title=None),
-                    alt.YOffset("side:N", sort=["them", "us"]),
-                    alt.X("share:Q", axis=alt.Axis(format="%"), title="Share of the turns that the side is to answer"),
-                    colour(replies, "side", SIDES, "Answer by"),
-                    tooltip=[
-                        alt.Tooltip("side:N", title="Answer by"),
-                        alt.Tooltip("took:O", title="Time to the answer"),
-                        alt.Tooltip("turns:Q", format=",", title="Turns"),
-                        alt.Tooltip("share:Q", format=".1%", title="Share"),
-                    ],
-                )
-                .properties(height=260),
-                replies,
-                "No replies yet.",
-            ),
-        ],
-        gap=1,
+    section(
+        "Answers",
+        mo.md("""
+        All turns in direct chats, by the day on which they began. A turn without an answer counts as not answered in
+        time. The time of an answer is measured from the first message of the turn.
+        """),
+        *([] if answers.empty else [table(_shown)]),
+        draw(
+            alt.Chart(replies, title="Turns by the time to their answer")
+            .mark_bar()
+            .encode(
+                alt.Y("took:O", sort=REPLY_TIMES, title=None),
+                alt.YOffset("side:N", sort=["them", "us"]),
+                alt.X("share:Q", axis=alt.Axis(format="%"), title="Share of the turns that the side is to answer"),
+                colour(replies, "side", SIDES, "Answer by"),
+                tooltip=tooltips(
+                    {"side:N": "Answer by", "took:N": "Time to the answer", "turns:Q": "Turns", "share:%": "Share"}
+                ),
+            )
+            .properties(height=260),
+            replies,
+            "No replies yet.",
+        ),
     )
     return
 
 
 @app.cell(hide_code=True)
 def _(grain, met, targets):
-    mo.vstack(
-        [
-            mo.md("## Response targets"),
-            stats(
-                *(
-                    (
-                        f"{row.metric.replace('_', ' ').capitalize()}, met",
-                        percent(row.met_rate),
-                        f"{row.met:,} met, {row.breached:,} breached, {row.running:,} running",
-                    )
-                    for row in met.itertuples()
+    section(
+        "Response targets",
+        stats(
+            *(
+                (
+                    f"{row.metric.replace('_', ' ').capitalize()}, met",
+                    format_percent(row.met_rate),
+                    f"{row.met:,} met, {row.breached:,} breached, {row.running:,} running",
                 )
-            ),
-            draw_by_time(
-                targets, grain, "targets", "state", TARGETS, "State", "No targets. `[transforms.sla]` sets them."
-            ),
-        ]
+                for row in met.itertuples()
+            )
+        ),
+        draw_by_time(targets, grain, "targets", "state", TARGETS, "State", "No targets. `[transforms.sla]` sets them."),
     )
     return
 
 
 @app.cell(hide_code=True)
 def _(delivery):
-    _shown = delivery.assign(**{name: delivery[name].map(percent) for name in ("failed", "delivered", "read")})
-    _shown = _shown.rename(columns=str.capitalize)
-    mo.vstack(
-        [
-            mo.md("## Delivery"),
-            mo.callout(mo.md("We sent nothing."), kind="neutral") if delivery.empty else table(_shown),
-        ]
-    )
+    _shown = delivery.assign(**{name: delivery[name].map(format_percent) for name in ("failed", "delivered", "read")})
+    section("Delivery", note("We sent nothing.") if delivery.empty else table(_shown.rename(columns=str.capitalize)))
     return
 
 
 @app.cell(hide_code=True)
 def _(hours):
-    mo.vstack(
-        [
-            mo.md("## Busiest hours"),
-            draw(
-                alt.Chart(hours, title="Messages by hour of the week")
-                .mark_rect()
-                .encode(
-                    alt.X("hour:O", title="Hour of the day (the account's time zone)", axis=HOURS),
-                    alt.Y("day:O", sort=WEEKDAYS, title=None),
-                    alt.Color("messages:Q", scale=alt.Scale(scheme="viridis", domainMin=0), title="Messages"),
-                    tooltip=[
-                        alt.Tooltip("day:O", title="Day"),
-                        alt.Tooltip("hour:O", title="Hour"),
-                        alt.Tooltip("messages:Q", format=",", title="Messages"),
-                        alt.Tooltip("inbound:Q", format=",", title="Inbound"),
-                    ],
-                )
-                .properties(height=190),
-                hours,
-                "No messages yet.",
-            ),
-        ]
+    section(
+        "Busiest hours",
+        draw(
+            alt.Chart(hours, title="Messages by hour of the week")
+            .mark_rect()
+            .encode(
+                alt.X("hour:O", title="Hour of the day (the account's time zone)", axis=HOURS),
+                alt.Y("day:O", sort=WEEKDAYS, title=None),
+                alt.Color("messages:Q", scale=alt.Scale(scheme="viridis", domainMin=0), title="Messages"),
+                tooltip=tooltips({"day:N": "Day", "hour:N": "Hour", "messages:Q": "Messages", "inbound:Q": "Inbound"}),
+            )
+            .properties(height=190),
+            hours,
+            "No messages yet.",
+        ),
     )
     return
 
 
 @app.cell(hide_code=True)
 def _(group_choice, members, membership, membership_grain):
+    _unit = f"{membership_grain.capitalize()} (UTC)"
     _all_groups = draw(
         alt.Chart(members, title="Known members of all groups by evidence")
         .mark_area(interpolate="step-after", opacity=0.85)
         .encode(
-            time_axis("began", f"{membership_grain.capitalize()} (UTC)"),
+            time_axis("began", _unit),
             alt.Y("members:Q", title=f"Members at the end of the {membership_grain}"),
             colour(members, "evidence", EVIDENCE, "Evidence"),
-            tooltip=[
-                day_tooltip("began", f"{membership_grain.capitalize()} (UTC)"),
-                alt.Tooltip("evidence:N", title="Evidence"),
-                alt.Tooltip("members:Q", format=",", title="Members"),
-            ],
+            tooltip=tooltips({"began:D": _unit, "evidence:N": "Evidence", "members:Q": "Members"}),
         )
         .properties(height=220),
         members,
         "No groups yet.",
     )
-    _one_group = draw(
-        alt.Chart(membership, title="Known membership in the group")
-        .mark_bar(height={"band": 0.6})
-        .encode(
-            time_axis("valid_from", "Time (UTC)"),
-            alt.X2("drawn_until:T"),
-            alt.Y("handle:N", sort=alt.SortField("valid_from"), title=None, axis=alt.Axis(labelLimit=240)),
-            colour(membership, "evidence", EVIDENCE, "Evidence"),
-            tooltip=[
-                alt.Tooltip("handle:N", title="Handle"),
-                time_tooltip("valid_from", "From (UTC)"),
-                time_tooltip("valid_until", "Until (UTC)"),
-                alt.Tooltip("evidence:N", title="Evidence"),
-                alt.Tooltip("confidence:N", title="Confidence"),
-                alt.Tooltip("message_count:Q", format=",", title="Messages"),
-            ],
-        )
-        .properties(height=alt.Step(22)),
+    _handles = alt.Y("handle:N", sort=alt.SortField("valid_from"), title=None, axis=alt.Axis(labelLimit=240))
+    _one_group = draw_intervals(
         membership,
+        ("valid_from", "drawn_until"),
+        _handles,
+        colour(membership, "evidence", EVIDENCE, "Evidence"),
+        {
+            "handle:N": "Handle", "valid_from:T": "From (UTC)", "valid_until:T": "Until (UTC)",
+            "evidence:N": "Evidence", "confidence:N": "Confidence", "message_count:Q": "Messages",
+        },
+        "Known membership in the group",
         "No group is selected.",
-    )
-    mo.vstack(
-        [
-            mo.md("""
-            ## Group membership
-
-            Inferred from evidence. `operation`: we added the handle. `participant_list`: a list contained it.
-            `own_number`: it is our number in the group. `message`: it wrote there. A silent member that nobody recorded
-            is missing.
-            """),
-            _all_groups,
-            *([] if members.empty else [group_choice, _one_group]),
-        ],
-        gap=1,
+    )  # fmt: skip
+    section(
+        "Group membership",
+        mo.md("""
+        Inferred from evidence. `operation`: we added the handle. `participant_list`: a list contained it.
+        `own_number`: it is our number in the group. `message`: it wrote there. A silent member that nobody recorded
+        is missing.
+        """),
+        _all_groups,
+        *([] if members.empty else [group_choice, _one_group]),
     )
     return
 
@@ -762,102 +727,51 @@ def _(coverage, runs, standing):
     else:
         _since = (f"{_now.complete_since:%Y-%m-%d}", "older messages have not been read yet")
     _newest = f"newest {_now.newest_message_at:%Y-%m-%d}" if _now.messages else "none yet"
-    mo.vstack(
-        [
-            mo.md("## Completeness"),
-            stats(
-                ("Complete since", *_since),
-                ("Messages", f"{_now.messages:,}", _newest),
-                ("Chats", f"{_now.threads:,}", "without deleted ones"),
-            ),
-            draw(
-                alt.Chart(coverage, title="Intervals that have been read")
-                .mark_bar(height=14)
-                .encode(
-                    time_axis("from", "Time (UTC)"),
-                    alt.X2("to:T"),
-                    alt.Y("stream:N", title=None),
-                    colour(coverage, "state", STATES, "State"),
-                    tooltip=[
-                        alt.Tooltip("stream:N", title="Stream"),
-                        alt.Tooltip("state:N", title="State"),
-                        time_tooltip("from", "From (UTC)"),
-                        time_tooltip("to", "To (UTC)"),
-                    ],
-                )
-                .properties(height=60),
-                coverage,
-                "No chats or messages yet.",
-            ),
-            mo.accordion({"Latest runs": table(runs)}),
-        ]
+    section(
+        "Completeness",
+        stats(
+            ("Complete since", *_since),
+            ("Messages", f"{_now.messages:,}", _newest),
+            ("Chats", f"{_now.threads:,}", "without deleted ones"),
+        ),
+        draw_intervals(
+            coverage,
+            ("from", "to"),
+            alt.Y("stream:N", title=None),
+            colour(coverage, "state", STATES, "State"),
+            {"stream:N": "Stream", "state:N": "State", "from:T": "From (UTC)", "to:T": "To (UTC)"},
+            "Intervals that have been read",
+            "No chats or messages yet.",
+        ),
+        mo.accordion({"Latest runs": table(runs)}),
     )
     return
 
 
 @app.cell(hide_code=True)
-def _(database):
+def _(database, query, warehouse):
+    query("SELECT handle, threads, messages_inbound, messages_outbound, last_contact_at FROM marts.contact LIMIT 0")
+    engine = warehouse
     mo.md(f"""
     ## Your own queries
 
-    Three examples. Edit and run them with `marimo edit notebooks/explore.py -- --database {database}`.
+    An example: with which contacts do we exchange most messages? Edit and run it with
+    `marimo edit notebooks/explore.py -- --database {database}`.
     `transforms/README.md` describes the tables and has more queries.
-
-    1. Which direct chats have waited longest for our answer?
-    2. How much did each of our numbers get in the last week, and what did it answer?
-    3. With which contacts do we exchange most messages?
     """)
-    return
+    return (engine,)
 
 
 @app.cell
-def _(warehouse):
-    longest_waiting = mo.sql(
-        f"""
-        -- Which direct chats have waited longest for our answer?
-        SELECT coalesce(title, remote_handle) AS who, unanswered_since, messages_total
-        FROM marts.thread_activity
-        WHERE waiting_on = 'us' AND NOT is_group
-        ORDER BY unanswered_since
-        LIMIT 10
-        """,
-        engine=warehouse,
-    )
-    return (longest_waiting,)
-
-
-@app.cell
-def _(warehouse):
-    numbers_last_week = mo.sql(
-        f"""
-        -- How much did each of our numbers get in the last week, and what did it answer?
-        SELECT
-            from_handle,
-            sum(message_count)::BIGINT AS messages,
-            count(*) AS asked,
-            count(answered_at) AS answered,
-            round(median(reply_seconds) / 60, 1) AS median_minutes
-        FROM marts.thread_turns
-        WHERE side = 'them' AND NOT is_group AND day > (SELECT max(day) FROM marts.calendar WHERE is_complete) - 7
-        GROUP BY from_handle
-        ORDER BY messages DESC
-        """,
-        engine=warehouse,
-    )
-    return (numbers_last_week,)
-
-
-@app.cell
-def _(warehouse):
+def _(engine):
     busiest_contacts = mo.sql(
         f"""
-        -- With which contacts do we exchange most messages?
-        SELECT handle, threads, groups_current, messages_inbound, messages_outbound, last_contact_at
+        SELECT handle, threads, messages_inbound, messages_outbound, last_contact_at
         FROM marts.contact
         ORDER BY coalesce(messages_inbound, 0) + coalesce(messages_outbound, 0) DESC, handle
         LIMIT 10
         """,
-        engine=warehouse,
+        engine=engine,
     )
     return (busiest_contacts,)
 
@@ -879,7 +793,7 @@ def find_database() -> Path:
 @app.function(hide_code=True)
 def find_problem(database: Path) -> str | None:
     """Return why the file cannot be shown and how to fix it; null if it can be shown."""
-    job = f"`python pipelines/chats.py --database {database}`"
+    job = job_command(database)
     if ".msgbubbles" in database.parts:
         return f"`{database}` is the job's work file, and opening it blocks the job. Open the published file instead."
     if not database.exists():
@@ -898,10 +812,14 @@ def find_problem(database: Path) -> str | None:
     if ("msgbubbles.accounts",) in relations:
         account_file = f"{database.stem}_NAME{database.suffix}"
         return f"`{database}` contains several accounts, but this notebook shows one. Open its file: `{account_file}`."
-    missing = set(RELATIONS) - {name for (name,) in relations}
-    if missing:
-        return f"`{database}` has no table `{min(missing)}`. Build it with {job}, without `--no-transform`."
+    if not any(name.startswith("marts.") for (name,) in relations):
+        return f"`{database}` has no marts. Build them with {job}, without `--no-transform`."
     return None
+
+
+@app.function(hide_code=True)
+def job_command(database: Path) -> str:
+    return f"`python pipelines/chats.py --database {database}`"
 
 
 @app.function(hide_code=True)
@@ -937,7 +855,7 @@ def format_minute(at: datetime | None) -> str:
 @app.function(hide_code=True)
 def time_axis(field: str, title: str) -> alt.X:
     """Build a time axis in UTC, whatever the browser's time zone."""
-    axis = alt.Axis(format="%Y-%m-%d", tickCount=8, labelOverlap=True)
+    axis = alt.Axis(format="%Y-%m-%d", tickCount=8, labelOverlap=True, labelSeparation=12)
     return alt.X(field, type="temporal", scale=alt.Scale(type="utc"), title=title, axis=axis)
 
 
@@ -950,14 +868,28 @@ def colour(frame: pd.DataFrame, field: str, colours: dict[str, str], title: str 
 
 
 @app.function(hide_code=True)
-def time_tooltip(field: str, title: str) -> alt.Tooltip:
-    """Build a tooltip of a timestamp in UTC, whatever the browser's time zone."""
-    return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdatehoursminutes", format="%Y-%m-%d %H:%M", title=title)
+def tooltips(titles: dict[str, str]) -> list[alt.Tooltip]:
+    """Build tooltips from titles by field and kind, such as `began:D`; `TOOLTIPS` has the kinds."""
+    fields = [(*field.rsplit(":", 1), title) for field, title in titles.items()]
+    return [alt.Tooltip(field, title=title, **TOOLTIPS[kind]) for field, kind, title in fields]
 
 
 @app.function(hide_code=True)
-def day_tooltip(field: str, title: str) -> alt.Tooltip:
-    return alt.Tooltip(f"{field}:T", timeUnit="utcyearmonthdate", format="%Y-%m-%d", title=title)
+def draw_intervals(
+    frame: pd.DataFrame,
+    bounds: tuple[str, str],
+    rows: alt.Y,
+    colours: alt.Color,
+    titles: dict[str, str],
+    title: str,
+    empty_message: str,
+) -> object:
+    """Draw a bar from one time to another for each row of the frame, below each other by `rows`."""
+    bars = alt.Chart(frame, title=title).mark_bar(height={"band": 0.6})
+    encoded = bars.encode(
+        time_axis(bounds[0], "Time (UTC)"), alt.X2(f"{bounds[1]}:T"), rows, colours, tooltip=tooltips(titles)
+    )
+    return draw(encoded.properties(height=alt.Step(24)), frame, empty_message)
 
 
 @app.function(hide_code=True)
@@ -971,11 +903,7 @@ def draw_by_time(
         time_axis("began", f"{grain.capitalize()} (the account's time zone)").timeUnit(BINS[grain]),
         alt.Y(f"sum({value}):Q", title=what),
         colour(frame, kind, colours, title),
-        tooltip=[
-            day_tooltip("began", grain.capitalize()),
-            alt.Tooltip(f"{kind}:N", title=title),
-            alt.Tooltip(f"sum({value}):Q", format=",", title=what),
-        ],
+        tooltip=tooltips({"began:D": grain.capitalize(), f"{kind}:N": title, f"sum({value}):Q": what}),
     )
     return draw(encoded.properties(height=200), frame, empty_message)
 
@@ -984,7 +912,7 @@ def draw_by_time(
 def draw(chart: alt.Chart, frame: pd.DataFrame, empty_message: str) -> object:
     """Return the chart, or a message if it has no data. Text and background have no colour, so that themes apply."""
     if frame.empty:
-        return mo.callout(mo.md(empty_message), kind="neutral")
+        return note(empty_message)
     return (
         chart.properties(width="container", background="transparent")
         .configure_title(anchor="start", fontSize=13, offset=12)
@@ -1031,8 +959,13 @@ def stats(*values: tuple[str, str, str]) -> object:
 
 
 @app.function(hide_code=True)
-def percent(share: float | None) -> str:
-    return "–" if pd.isna(share) else f"{share:.0%}"
+def section(title: str, *parts: object) -> object:
+    return mo.vstack([mo.md(f"## {title}"), *parts], gap=1)
+
+
+@app.function(hide_code=True)
+def note(text: str, kind: Literal["neutral", "warn", "danger"] = "neutral") -> object:
+    return mo.callout(mo.md(text), kind=kind)
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ def test_empty_account_shows_messages_instead_of_charts(new_job: Callable[..., J
     job = new_job(chats=0)
     job.run(transform=True)
     page, shown = run_notebook(job.database)
-    for frame in ("volume", "replies", "hours", "waiting", "members", "membership", "longest_waiting"):
+    for frame in ("volume", "replies", "hours", "waiting", "members", "membership", "busiest_contacts"):
         assert shown[frame].empty, frame
     for message in ("No messages yet", "No replies yet", "No direct chat is waiting on us", "No groups yet"):
         assert message in page
@@ -405,7 +405,7 @@ def test_default_file_without_marts_is_skipped(eventful: Path, tmp_path: Path) -
     [
         ("nowhere.duckdb", "does not exist"),
         ("text.duckdb", "cannot be opened as a DuckDB file"),
-        ("bare.duckdb", "marts.calendar"),
+        ("bare.duckdb", "has no marts"),
         ("all.duckdb", "contains several accounts, but this notebook shows one"),
         (".msgbubbles/work/work.duckdb", "Open the published file instead"),
     ],
@@ -423,6 +423,30 @@ def test_unusable_file_is_explained(name: str, message: str, tmp_path: Path) -> 
         "python pipelines/chats.py --database" in page or "Open the published file" in page or "Open its file" in page
     )
     assert "volume" not in shown
+
+
+def test_what_a_file_of_an_earlier_release_lacks_is_reported_once(eventful: Path, tmp_path: Path) -> None:
+    database = tmp_path / "earlier.duckdb"
+    database.write_bytes(eventful.read_bytes())
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            """DROP TABLE marts.sla_daily;
+               DROP VIEW marts.contact;
+               DROP VIEW marts.calendar;
+               CREATE TABLE marts.turns_before AS SELECT * EXCLUDE (reply_seconds) FROM marts.thread_turns;
+               DROP TABLE marts.thread_turns;
+               ALTER TABLE marts.turns_before RENAME TO thread_turns"""
+        )
+    page, shown = run_notebook(database)
+    for lacks in (
+        "marts.sla_daily",
+        "marts.contact",
+        "marts.calendar",
+        "the column reply_seconds of marts.thread_turns",
+    ):
+        assert page.count(f"lacks {lacks}. Build it with") == 1, lacks
+    assert not {"figures", "answers", "replies", "met", "targets", "busiest_contacts"} & shown.keys()
+    assert shown.keys() > {"volume", "delivery", "hours", "members", "coverage", "runs"}
 
 
 def run_in_jupyter(database: Path, *cells: str) -> list[str]:

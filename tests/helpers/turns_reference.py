@@ -25,7 +25,7 @@ BUSINESS = TransformSettings(
     close_after_days=14,
     business_hours=BusinessHours(
         hours=("mon-thu 09:00-12:30", "mon-thu 13:15-17:00", "fri-sat 22:00-04:00", "sun 23:30-24:00"),
-        holidays=(date(2026, 1, 1), date(2026, 1, 6), date(2026, 3, 28), date(2026, 4, 6), date(2026, 4, 28)),
+        holidays=tuple(date(2026, *day) for day in ((1, 1), (1, 6), (3, 6), (3, 28), (4, 6), (4, 28), (10, 30))),
         numbers=(NumberHours("+2", ("mon-sun 08:00-20:00",), time_zone="Asia/Kolkata"),),
     ),
     sla=ServiceLevels(

@@ -111,6 +111,16 @@ def test_only_days_with_changed_messages_are_rebuilt(replica: Any, at: Any) -> N
     assert [row["day"].day - 1 for row in replica.mart("thread_activity_daily")].count(1) == 1  # busy left day 1
 
 
+def test_status_of_a_message_is_that_of_its_latest_load(replica: Any, at: Any) -> None:
+    """Neither whether it is delivered nor when it was read from the API changes, as with some webhook events."""
+    message = {"id": "m", "conversation_id": "a", "cursor_at": at(1), "direction": "outbound", "channel": "sms"}
+    replica.load("1", chats=[{"id": "a", "from_handle": "+1"}], messages=[message | {"status": "queued"}])
+    replica.transform()
+    replica.load("2", messages=[message | {"status": "sent"}])
+    replica.transform()
+    assert [day["status"] for day in replica.mart("delivery_daily")] == ["sent"]
+
+
 def test_removed_messages_and_members_leave_the_marts(replica: Any, at: Any) -> None:
     groups = ("from", "to", "group no more", "list no more")
     chats = [{"id": key, "is_group": True, "from_handle": None} for key in groups]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import duckdb
 import psycopg2
@@ -15,8 +14,7 @@ import pytest
 from jinja2 import Environment
 
 from helpers.catalog import describe
-from helpers.marts_account import Account
-from helpers.marts_reference import MARTS, build_references, differences
+from helpers.marts_engines import FULL_ACCOUNT, ZONE, build_account, check_full_build, check_increments
 from helpers.message_reference import World
 from helpers.sizes import pick_size
 from helpers.turns_reference import BUSINESS, dbt_variables
@@ -28,9 +26,6 @@ SPELLINGS = (
     "+5511987654321", "+551187654321", "+5511912345678", "+2290161234567", "+22961234567", "+1 (415) 555-0111",
     "+14155550111", "Ben@Example.COM", "p_abcdefghijklmnopqrstuvwx", "Unknown", "4155550111",
 )  # fmt: skip
-ZONE = ZoneInfo("America/New_York")
-# The seed of a random account with rows in all marts.
-FULL_ACCOUNT = 20
 VARS = ("--vars", dbt_variables(BUSINESS, ZONE))
 
 
@@ -53,10 +48,19 @@ def server(new_role: Callable[..., str], postgres_address: str, monkeypatch: pyt
 
 
 class Postgres:
-    """The loaded tables on the server."""
+    """The tables on the server. dbt runs with the rights of a role that may create no schemas."""
 
-    def __init__(self, ddl: list[str]) -> None:
-        self.execute(*ddl)
+    def __init__(self, warehouse: Any, folder: Path) -> None:
+        self._warehouse, self._folder = warehouse, folder
+        self.execute(*(statement for statement in warehouse.ddl if not statement.startswith("create schema")))
+
+    def dbt(self, *command: str) -> Any:
+        return self._warehouse.dbt(command[0], "--target", "postgres", *command[1:], folder=self._folder)
+
+    def build(self, *, is_full: bool = False) -> None:
+        answer = self.dbt("run", *VARS, *(["--full-refresh"] if is_full else []))
+        assert answer.exception is None
+        assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
 
     def execute(self, *statements: str, values: Any = None) -> None:
         with closing(psycopg2.connect("")) as connection, connection, connection.cursor() as cursor:
@@ -97,41 +101,24 @@ class Postgres:
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("seed", range(FULL_ACCOUNT, FULL_ACCOUNT + pick_size(1, nightly=5)))
-def test_marts_on_postgres_equal_the_reference(seed: int, warehouse: Any, at: Any, tmp_path: Path) -> None:
+def test_marts_on_postgres_equal_the_reference(seed: int, warehouse: Any, tmp_path: Path) -> None:
     """Those on DuckDB equal it in test_reference.py, on more random accounts."""
-    postgres = Postgres([statement for statement in warehouse.ddl if not statement.startswith("create schema")])
-    account = Account(seed, at)
-
-    def transform(*options: str) -> None:
-        answer = warehouse.dbt("run", "--target", "postgres", *VARS, *options, folder=tmp_path)
-        assert answer.exception is None
-        assert {node.node.name: node.message for node in answer.result if node.status != "success"} == {}
-
-    for size in (40, 4) if seed == FULL_ACCOUNT else (40, 4, 4, 4):
-        load_id, load = account.load_ids.pop(), account.next_load(size=size)
-        postgres.load(load_id, load)
-        transform()
+    postgres, account = Postgres(warehouse, tmp_path), build_account(seed)
+    marts = check_increments(postgres, account, (40, 4) if seed == FULL_ACCOUNT else (40, 4, 4, 4))
     manifest = warehouse.load_manifest()
     described = {node.name: describe(node) for node in manifest.nodes.values() if node.resource_type == "model"}
-    increments = {name: postgres.mart(name) for name in MARTS}
-    for name, reference in build_references(BUSINESS).items():
-        if seed == FULL_ACCOUNT:  # it is of two months
-            assert len(increments[name]) > (2 if name == "contact_retention" else 3), name
-            assert ["", *increments[name][0]] == list(described[name]), name
-        assert not (wrong := differences(increments[name], reference(account.world, ZONE))), f"{name}: {wrong}"
+    for name, rows in marts.items() if seed == FULL_ACCOUNT else ():
+        assert len(rows) > (2 if name == "contact_retention" else 3), name
+        assert ["", *rows[0]] == list(described[name]), name
         assert postgres.comments(name) == described[name], "an increment replaces the views"
     postgres.execute(  # as a release with other bookkeeping leaves it
         "alter table staging.thread_tails drop column since",
         "alter table staging.thread_chats add column former integer not null default 1",
     )
-    transform("--full-refresh")
-    for name, rows in increments.items():
-        assert not (wrong := differences(postgres.mart(name), rows)), f"{name}: {wrong}"
+    check_full_build(postgres, account)
 
     touched = json.dumps(json.loads(VARS[1]) | {"full_tests": False})
-    answer = warehouse.dbt(
-        "test", "--target", "postgres", "--vars", touched, "--exclude-resource-type", "unit_test", folder=tmp_path
-    )
+    answer = postgres.dbt("test", "--vars", touched, "--exclude-resource-type", "unit_test")
     errors = {node.node.name: node.message for node in answer.result if node.status == "error"}
     assert errors == {}  # tests may fail on these rows, but must run
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -182,7 +183,7 @@ worlds = st.fixed_dictionaries(
 class Models:
     """The compiled models in an in-memory database. Each world rebuilds them, as `--full-refresh` does."""
 
-    def __init__(self, nodes: list[Any], ddl: list[str]) -> None:
+    def __init__(self, nodes: list[Any], ddl: list[str], zone: str = ZONE.key) -> None:
         self._connection = duckdb.connect()
         for statement in [
             *ddl,
@@ -197,12 +198,12 @@ class Models:
             self._connection.execute(statement)
         self._build = []
         for node in nodes:
-            relation = f"{node.schema}.{node.name}"
+            relation, code = f"{node.schema}.{node.name}", node.compiled_code.replace(ZONE.key, zone)
             if node.config.materialized == "view":
-                self._connection.execute(f"create view {relation} as {node.compiled_code}")
+                self._connection.execute(f"create view {relation} as {code}")
                 continue
-            self._connection.execute(f"create table {relation} as {node.compiled_code}")
-            self._build.append(f"truncate {relation}; insert into {relation} {node.compiled_code}")
+            self._connection.execute(f"create table {relation} as {code}")
+            self._build.append(f"truncate {relation}; insert into {relation} {code}")
             for hook in node.config.post_hook:
                 if hook_condition := re.fullmatch(r"\{\{ delete_where\('(.*)'\) \}\}", hook.sql):
                     self._build.append(f"delete from {relation} where {hook_condition[1]}")
@@ -241,7 +242,8 @@ class Models:
 
 
 @pytest.fixture(scope="module")
-def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
+def compiled(new_warehouse: Callable[[], Any]) -> tuple[list[Any], list[str]]:
+    """Return the compiled models, and the statements that create the tables that they read."""
     warehouse = new_warehouse()
     sync_runs = f"create table msgbubbles.sync_runs ({column_definitions(SYNC_RUNS)}, _dlt_load_id varchar)"
     warehouse.execute(sync_runs)
@@ -250,11 +252,14 @@ def models(new_warehouse: Callable[[], Any]) -> Iterator[Models]:
     )
     assert answer.exception is None
     nodes = [result.node for result in answer.result if result.node.resource_type == "model"]
-    ddl = [*warehouse.ddl, sync_runs]
     warehouse.path.unlink()
-    models = Models(nodes, ddl)
-    yield models
-    models.close()
+    return nodes, [*warehouse.ddl, sync_runs]
+
+
+@pytest.fixture(scope="module")
+def models(compiled: tuple[list[Any], list[str]]) -> Iterator[Models]:
+    with closing(Models(*compiled)) as models:
+        yield models
 
 
 @settings(
@@ -373,3 +378,86 @@ def test_questions_without_an_answer_have_none(
     answers = {question.title: models.ask(question.query) for question in questions()}
     assert {title for title, rows in answers.items() if rows} == answered
     assert answers[COUNTED][0][0] == (message is not None)
+
+
+# When clocks change, in the night to a Sunday, and what they show half an hour before and after.
+CHANGES = {
+    "Europe/Berlin forward": ("2026-03-29T01:00Z", 1, 3),
+    "Europe/Berlin back": ("2026-10-25T01:00Z", 2, 2),
+    "America/New_York forward": ("2026-03-08T07:00Z", 1, 3),
+    "America/New_York back": ("2026-11-01T06:00Z", 1, 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_questions_are_answered_over_a_change_of_clocks(compiled: tuple[list[Any], list[str]], change: str) -> None:
+    """Business hours are from Saturday 22:00 to Sunday 4:00, on Sunday from 23:30, and on Monday from 9:00 to 12:30.
+
+    The Saturday before clocks go forward in Berlin is a holiday.
+    """
+    zone, _, direction = change.partition(" ")
+    text, hour_before, hour_after = CHANGES[change]
+    changed_at = datetime.fromisoformat(text)
+    sunday, monday = changed_at.date(), changed_at.date() + timedelta(days=1)
+    is_back, is_holiday = direction == "back", change == "Europe/Berlin forward"
+
+    def at(days: int, hour: int, minute: int = 0) -> datetime:
+        local = datetime.combine(sunday + timedelta(days=days), time(hour, minute), ZoneInfo(zone))
+        return local.astimezone(UTC)
+
+    messages = [
+        ("a", at(-1, 23), "inbound"),
+        ("a", at(0, 5), "outbound"),  # after 5 or 7 hours; 4, 6 or, with the holiday, 3 business hours
+        ("a", at(0, 12), "inbound"),
+        ("a", at(1, 9, 30), "outbound"),  # after 21 hours and 30 minutes; one business hour
+        ("b", at(-1, 12), "inbound"),
+        ("b", at(0, 12), "outbound"),  # after 23 or 25 hours; 5, 7 or 3 business hours
+        ("c", changed_at - timedelta(minutes=30), "inbound"),
+        ("c", changed_at + timedelta(minutes=30), "inbound"),
+    ]
+    chat = {"is_group": False, "title": None, "_fetched_at": changed_at, "deleted_at": None}
+    world: World = {name: [] for name in (*LOADED, "sync_runs", "participant_lists")} | {
+        "chats": [
+            chat | {"id": key, "from_handle": own, "remote_handle": f"+3{key}", "created_at": at(-1, 12)}
+            for key, own in (("a", "+1"), ("b", "+1"), ("c", "+7"))
+        ],
+        "messages": [
+            {"id": str(n), "conversation_id": key, "cursor_at": when, "direction": direction, "status": "sent"}
+            | {"channel": "imessage", "_fetched_at": when}
+            for n, (key, when, direction) in enumerate(messages)
+        ],
+        "stream_coverage": [{"stream": "messages", "complete_since": EPOCH, "complete_to": at(1, 13)}],
+    }
+    week = monday - timedelta(days=7)
+    business_minutes = 180 if is_holiday else 360 if is_back else 240
+    first_hours = ("+7", 7, hour_before)
+    expected = {
+        "How fast do we answer?": [("+1", 3, 1290, 1458 if is_back else 1362, 0)],
+        "What share of questions do we answer within an hour?": [("+1", 3, 3, 0), ("+7", 1, 0, 0)],
+        "What became of the questions of each week?": [(week, 4, 2, 1, 1) if is_back else (week, 4, 3, 0, 1)],
+        "How fast is our first response in a conversation?": [
+            ("+1", 2, 1, 420, 50) if is_back else ("+1", 2, 2, 840, 100),  # 5 and 23 hours
+            ("+7", 1, 0, None, 0),
+        ],
+        "How long do people wait within our business hours?": [("+1", 3, 1290, business_minutes)],
+        "What share of targets do we meet?": [
+            (week, "first_response", *((2, 1, 67) if is_holiday else (0, 3, 0))),  # within 3 hours and a half
+            (week, "next_response", 1, 0, 100),
+        ],
+        "How has the backlog grown?": [(sunday, "+1", 1, 0, 0), (sunday, "+7", 1, 0, 0)],
+        "How many conversations take a single answer?": [] if is_back else [(week, 1, 1, 100)],
+        "How many chats have waited for more than four hours?": [("+7", 1, 1, 0)],
+        "How busy is each number?": [
+            (monday, "+1", None, 0, 1, 1, 1),
+            (week, "+1", None, 3, 2, 2, 2),
+            (week, "+7", None, 2, 0, 0, 1),
+        ],
+        "When is each number busiest?": [
+            *(("+1", weekday, hour, 1) for weekday, hour in ((6, 12), (6, 23), (7, 12))),
+            *([(*first_hours, 2)] if is_back else [(*first_hours, 1), ("+7", 7, hour_after, 1)]),
+        ],
+    }
+    with closing(Models(*compiled, zone)) as models:
+        models.build(world)
+        asked = {question.title: question.query for question in questions()}
+        assert {title: models.ask(asked[title]) for title in expected} == expected

@@ -352,4 +352,14 @@
             ('thread_sessions'), ('delivery_daily'), ('int_contact_replies')
     ) as marts (mart)
     where marts.mart <> 'group_membership' or changed.is_group
+    {%- if is_incremental() %};
+    {#- delivery_daily also reads columns that int_thread_messages does not have. An event may change only these. #}
+    insert into {{ in_staging('days_to_build') }} (mart, chat_id, from_handle, day)
+    select distinct 'delivery_daily', built.chat_id, built.from_handle, built.day
+    from {{ this }} as built
+    inner join {{ in_staging('thread_tails') }} as tails
+        on tails.chat_id = built.chat_id and built.day >= tails.first_day
+    inner join {{ ref('changed_messages') }} as changed on changed.message_id = built.message_id
+    where built.direction = 'outbound'
+    {%- endif %}
 {% endmacro %}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -18,6 +18,8 @@ from jinja2 import Environment, Template
 
 from msgbubbles_sync.errors import UsageError
 
+# What DuckDB raises if a mart is missing, or is of another release.
+NOT_BUILT = (duckdb.CatalogException, duckdb.BinderException)
 WAITING_SHOWN = 25
 AGES = ("< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks")
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -179,7 +181,7 @@ class Number(NamedTuple):
 class Activity:
     """What happened in the days from `first` to `last`, both included, in the account's time zone.
 
-    The rows of a query are null if a table that it reads is missing, or is of another release.
+    The rows of a query are null if it reads what the warehouse lacks; `missing` says what, by the name of the query.
     """
 
     as_of: datetime
@@ -195,11 +197,7 @@ class Activity:
     backlog: Sequence[Any] | None
     delivery: Sequence[Any] | None
     hours: Sequence[Any] | None
-
-    @property
-    def missing(self) -> list[str]:
-        """The queries that could not be answered."""
-        return [name for name in QUERIES if getattr(self, name) is None]
+    missing: Mapping[str, str]
 
 
 def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, number: str | None) -> Activity:
@@ -217,12 +215,29 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
             "as_of": as_of, "zone": zone, "number": number, "first": last - timedelta(days=days - 1), "last": last,
             "all": False,
         }  # fmt: skip
-    except duckdb.CatalogException:
+    except NOT_BUILT:
         raise UsageError("the warehouse has no tables. Run the sync first.") from None
-    rows = {name: _read_if_built(connection, query, **values) for name, query in QUERIES.items()}
-    if all(answer is None for answer in rows.values()):
+    rows: dict[str, list[Any] | None] = dict.fromkeys(QUERIES)
+    missing: dict[str, str] = {}
+    for name, query in QUERIES.items():
+        try:
+            rows[name] = _read(connection, query, **values)
+        except NOT_BUILT as error:
+            missing[name] = describe_missing(error, query)
+    if missing.keys() == QUERIES.keys():
         raise UsageError("the warehouse has no marts. Run the sync without --no-transform.")
-    return Activity(as_of, zone, values["first"], last, chosen, **rows)
+    return Activity(as_of, zone, values["first"], last, chosen, **rows, missing=missing)
+
+
+def describe_missing(error: duckdb.Error, query: str) -> str:
+    """Return which table a query lacks, or which column and the marts that should have it."""
+    tables = sorted(set(re.findall(r"\b(?:marts|staging)\.\w+", query))) or ["msgbubbles"]
+    message = str(error).splitlines()[0]
+    if table := re.search(r'able with name "?(\w+)', message):
+        return next((name for name in tables if name.endswith(f".{table[1]}")), f"the table {table[1]}")
+    if column := re.search(r'olumn (?:named )?"(\w+)"', message):
+        return f"the column {column[1]} of {' or '.join(tables)}"
+    return f"what {' and '.join(tables)} need"
 
 
 def render_activity(activity: Activity, title: str, generated_at: datetime, failure: str | None) -> str:
@@ -237,13 +252,6 @@ def render_activity(activity: Activity, title: str, generated_at: datetime, fail
         weekdays=WEEKDAYS,
         waiting_shown=WAITING_SHOWN,
     )
-
-
-def _read_if_built(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[Any] | None:
-    try:
-        return _read(connection, query, **values)
-    except (duckdb.CatalogException, duckdb.BinderException):
-        return None
 
 
 def _read(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> list[Any]:
@@ -272,7 +280,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def format_day(day: date) -> str:

@@ -143,7 +143,7 @@ def test_unknown_number_and_missing_marts_are_refused(warehouse: duckdb.DuckDBPy
         ("number_activity_daily", ["figures", "volume"]),
     ],
 )
-@pytest.mark.parametrize("change", ["DROP TABLE marts.{}", "ALTER TABLE marts.{} RENAME from_handle TO handle"])
+@pytest.mark.parametrize("change", ["DROP TABLE marts.{}", "ALTER TABLE marts.{} RENAME from_handle TO former"])
 def test_missing_mart_leaves_the_rest_of_the_page(
     warehouse: duckdb.DuckDBPyConnection, mart: str, missing: list[str], change: str
 ) -> None:
@@ -151,7 +151,11 @@ def test_missing_mart_leaves_the_rest_of_the_page(
         change = change.replace("from_handle", "state" if mart == "sla_events" else "day")
     warehouse.execute(change.format(mart))
     activity: Any = read_activity(warehouse, "UTC", 2, None)
-    assert activity.missing == missing
+    column = re.search(r"RENAME (\w+)", change)
+    assert list(activity.missing) == missing
+    for lacks in activity.missing.values():
+        assert f"marts.{mart}" in lacks
+        assert column is None or lacks.startswith(f"the column {column[1]} of ")
     page = render_activity(activity, "MsgBubbles", NOON, None)
     assert page.count("Not available") == len(missing)
     assert page.count("</section>") == 7

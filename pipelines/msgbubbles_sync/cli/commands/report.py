@@ -30,7 +30,8 @@ def run(session: Session, *, days: int, number: str | None, out: Path | None) ->
     as_dict = {"file": str(path), "first": str(activity.first), "last": str(activity.last), "missing": activity.missing}
     session.reporter.print_text(as_dict, f"Wrote {path}. It contains your data, and only you can read it.")
     if activity.missing:
+        lacks = ", ".join(sorted({*activity.missing.values()}))
         what = ", ".join(activity.missing)
-        session.reporter.say(f"not available, because a table could not be built: {what}. See chats.py status.")
+        session.reporter.say(f"not available: {what}. The warehouse lacks {lacks}. Run chats.py to build it.")
         return EXIT_INCOMPLETE
     return 0
