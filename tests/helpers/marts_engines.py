@@ -84,7 +84,7 @@ class JobEngine:
         self.workspace = workspace
         self.warehouse = warehouse
         self._settings = Settings(
-            transforms=msgspec.structs.replace(BUSINESS, time_zone=ZONE.key, data_tests="publish", **settings)
+            transforms=msgspec.structs.replace(BUSINESS, time_zone=ZONE.key, data_tests="off", **settings)
         )
         workspace.make_folders()
         build_destination(workspace).prepare()
