@@ -28,7 +28,7 @@ from msgbubbles_sync.workspace import Workspace
 ZONE = ZoneInfo("America/New_York")
 # In New York the year ends, clocks go forward, and clocks go back in the last night of the first week of these.
 # All have a holiday on a day with business hours, and the last has days of two months.
-STARTS = [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC), datetime(2026, 10, 29, tzinfo=UTC)]
+STARTS = [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC), datetime(2026, 10, 30, tzinfo=UTC)]
 # The seed of an account that begins at the last of them, and has rows in all marts.
 FULL_ACCOUNT = 20
 
