@@ -26,8 +26,8 @@ from msgbubbles_sync.tables import TABLES as DECLARED
 from msgbubbles_sync.workspace import Workspace
 
 ZONE = ZoneInfo("America/New_York")
-# In the days after these, in New York the year ends, clocks go forward, and clocks go back. Each time, a day with business
-# hours is a holiday.
+# In the days after these, in New York the year ends, clocks go forward, and clocks go back. Each time, a day with
+# business hours is a holiday.
 STARTS = [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC), datetime(2026, 10, 30, tzinfo=UTC)]
 # The seed of an account that begins at the last of them, and has rows in all marts.
 FULL_ACCOUNT = 20
