@@ -16,6 +16,7 @@ from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import query
+from helpers.sizes import nightly
 from msgbubbles_sync.destinations.union_accounts import read_columns
 from msgbubbles_sync.workspace import Workspace
 
@@ -41,9 +42,10 @@ def variables(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     return found
 
 
+# By day, privacy/test_destinations.py loads a ledger into a folder, and test_filesystem.py events.
 @pytest.mark.parametrize(
     ("variables", "destination"),
-    [(name, name) for name in ("postgres", "filesystem")],
+    [("postgres", "postgres"), pytest.param("filesystem", "filesystem", marks=nightly)],
     indirect=["variables"],
 )
 def test_ledger_and_events_are_on_the_destination(

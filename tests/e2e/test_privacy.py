@@ -263,7 +263,8 @@ def test_erased_person_is_in_no_file_and_never_returns(tmp_path: Path) -> None:
 
 
 # In a lake, privacy/test_destinations.py looks for an erased person in the same files, in a third of the time.
-@pytest.fixture(params=["postgres", pytest.param("ducklake", marks=nightly), "filesystem"])
+# By day, privacy/test_destinations.py erases a person from a lake and a folder.
+@pytest.fixture(params=["postgres", *(pytest.param(name, marks=nightly) for name in ("ducklake", "filesystem"))])
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Return a destination, and the variables with which a job finds it. All its files are in `tmp_path`."""
     with postgres.running(tmp_path / "server") as address:
