@@ -86,14 +86,15 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
         lock.release()
 
 
-def record_progress(waiting_seconds: float = 0.0, progress: str = "") -> None:
+def record_progress(waiting_seconds: float = 0.0, progress: str = "", *, at_once: bool = False) -> None:
     """Record in the locks of this process that it makes progress, or that it is about to wait on purpose.
 
-    `progress` describes how far it is, for `status`. It names no person and quotes no text.
+    `progress` describes how far it is, for `status`. It names no person and quotes no text. With `at_once` it is shown
+    whenever the last one was recorded, because the next may come late.
     """
     now = time.monotonic()
     for path, (since, last) in list(_held.items()):
-        if now - last < PROGRESS_INTERVAL_SECONDS and not waiting_seconds:
+        if now - last < PROGRESS_INTERVAL_SECONDS and not (waiting_seconds or at_once):
             continue
         _held[path] = since, now
         at = time.time() + waiting_seconds

@@ -214,6 +214,7 @@ class _Dbt:
         # The nodes of all commands; the statements executed for them, in order, each with the id of its node.
         self.nodes: list[Any] = []
         self.executed: list[tuple[str, str]] = []
+        self._building: set[str] = set()
 
     def leave_out(self, unreadable: UnreadableFiles) -> None:
         """Leave these files out of the project from now on, or take the one before. Raises `TransformError`."""
@@ -246,7 +247,11 @@ class _Dbt:
 
     def _on_event(self, event: Any) -> None:
         record_progress()
-        if event.info.name == "SQLQuery":
+        if event.info.name in ("NodeStart", "NodeFinished"):
+            self._building ^= {event.data.node_info.node_name}
+            # One of them may take for ever.
+            record_progress(progress=f"building {', '.join(sorted(self._building)) or 'the marts'}", at_once=True)
+        elif event.info.name == "SQLQuery":
             self.executed.append((event.data.node_info.unique_id, event.data.sql))
 
     def build(self, destination: Destination, failed_before: list[str], *, is_full: bool) -> BuildResult:
