@@ -8,6 +8,7 @@ may be sent in its first second.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -26,17 +27,19 @@ WINDOW_SECONDS = 61.0
 # A limit that was reduced after a 429 grows by this factor, each time this many seconds have passed.
 GROWTH, GROWTH_SECONDS = 1.1, 600.0
 LONGEST_WAIT_SECONDS = 3600.0
+ALONE = "the record of requests in %s cannot be written (%s): this process counts its own requests only"
 
 
 class RateLimiter:
     """Admits `requests_per_minute` requests in any 61 seconds.
 
-    `clock` returns seconds since the epoch. It is wall time, because the record outlives the process.
+    `clock` returns seconds since the epoch. It is wall time, because the record outlives the process. If the record
+    cannot be written, such as on a full disk, or without a path, this process counts its own requests only.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         requests_per_minute: int,
         *,
         window_seconds: float = WINDOW_SECONDS,
@@ -46,6 +49,9 @@ class RateLimiter:
         self._window_seconds = window_seconds
         self._clock = clock
         self._lock = threading.Lock()
+        if path is None:
+            self._database = _open(None)
+            return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._database = _open(path)
@@ -62,12 +68,15 @@ class RateLimiter:
     def for_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RateLimiter:
         """Return the rate limiter that all processes of this user share for `api_key`.
 
-        Raises `ConfigurationError` if `folder` is not writable.
+        Raises `ConfigurationError` if `folder` is given and not writable.
         """
         path = find_record(api_key, "budget", folder).with_suffix(".sqlite")
         try:
             return cls(path, requests_per_minute)
         except (OSError, sqlite3.Error) as error:
+            if folder is None or isinstance(error, sqlite3.OperationalError):
+                logging.getLogger(__name__).warning(ALONE, path, error)
+                return cls(None, requests_per_minute)
             raise ConfigurationError(
                 f"budget_dir: the rate limiter cannot write its record to {path.parent} ({error}); name a writable "
                 "folder"
@@ -75,11 +84,29 @@ class RateLimiter:
 
     def acquire(self) -> float:
         """Count one request and return 0, or count nothing and return how many seconds to wait before the next try."""
-        with self._transaction() as now:
+
+        def count(now: float) -> float:
             wait = self._seconds_to_wait(now)
             if wait <= 0:
                 self._database.execute("INSERT INTO requests VALUES (?)", (now,))
             return max(wait, 0.0)
+
+        return self._change(count)
+
+    def _change(self, change: Callable[[float], float]) -> float:
+        """Change the record. If it cannot be written, go on with one in memory."""
+        database = self._database
+        try:
+            with self._transaction() as now:
+                return change(now)
+        except sqlite3.OperationalError as error:
+            with self._lock:
+                if self._database is database:
+                    logging.getLogger(__name__).warning(ALONE, "its file", error)
+                    self._database.close()
+                    self._database = _open(None)
+            with self._transaction() as now:
+                return change(now)
 
     @contextmanager
     def _transaction(self) -> Iterator[float]:
@@ -120,10 +147,14 @@ class RateLimiter:
         not less than half, because some of the limit may have been used elsewhere. It grows by a tenth every ten
         minutes.
         """
-        with self._transaction() as now:
+
+        def close(now: float) -> float:
             reopens = now + min(seconds, LONGEST_WAIT_SECONDS)
             self._learn(now, reopens)
             self._database.execute("INSERT INTO closed VALUES (?)", (reopens,))
+            return reopens
+
+        self._change(close)
 
     def _learn(self, now: float, reopens: float) -> None:
         (opened,) = self._database.execute("SELECT coalesce(max(at), 0) FROM learned").fetchone()
@@ -163,9 +194,10 @@ def find_record(api_key: str, kind: str, folder: str | Path | None = None) -> Pa
     return Path(folder or platformdirs.user_state_path("msgbubbles")) / name
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+def _open(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    database = sqlite3.connect(path or ":memory:", timeout=30, isolation_level=None, check_same_thread=False)
     try:
         # Losing the last requests to a power cut costs a 429 at worst; an fsync per request costs more.
         database.execute("PRAGMA synchronous = OFF")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 import sqlite3
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +105,10 @@ def find_cause(error: BaseException, context: Context) -> str | None:
             "batch_pages, or raise [sync] memory_limit; loaded rows stay, and the next run continues from there"
         )
     if any(_matches(cause, FULL, FULL_WORDS) for cause in causes):
-        path = _find_path(causes, FULL)
+        path = _find_path(causes, FULL) or _find_fullest(context)
         return (
-            f"no space left {f'for {path}' if path else f'next to {workspace.database}'}, or a file may not grow that "
-            "large: free some space; loaded rows stay, and the next run continues from there"
+            f"no space left for {path}, or a file may not grow that large: free some space; loaded rows stay, and the "
+            "next run continues from there"
         )
     if any(_matches(cause, REFUSED, REFUSED_WORDS) for cause in causes):
         path = _find_path(causes, REFUSED) or workspace.folder
@@ -161,6 +163,13 @@ def _is_out_of_memory(cause: BaseException) -> bool:
     kinds = (MemoryError, duckdb.OutOfMemoryException)
     is_searched = isinstance(cause, RuntimeError | ImportError) or _names_its_kind(cause)
     return isinstance(cause, kinds) or (is_searched and bool(MEMORY_WORDS.search(str(cause))))
+
+
+def _find_fullest(context: Context) -> Path:
+    """Return the folder that a run writes to whose disk has the least space."""
+    workspace, vault = context.workspace, context.settings.vault
+    folders = (workspace.folder, workspace.file.parent, Path(tempfile.gettempdir()), *([vault.parent] if vault else []))
+    return min(filter(Path.exists, folders), key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def _find_path(causes: list[BaseException], numbers: set[int]) -> Path | None:

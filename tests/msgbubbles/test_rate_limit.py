@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.full_disk import full_disk
 from helpers.process import PIPELINES, Process
 from helpers.sizes import pick_size
 from msgbubbles.rate_limit import WINDOW_SECONDS, RateLimiter
@@ -331,6 +332,19 @@ def test_record_is_readable_only_by_its_user(tmp_path: Path) -> None:
         rate_limiter.close()
         assert [stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()] == [0o600]
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_full_disk_limits_the_requests_of_this_process_alone(
+    tmp_path: Path, open_limiter: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    rate_limiter, unwritable = open_limiter(1), RateLimiter.for_key(SECRET, 1)
+    with closing(unwritable), full_disk():
+        for limiter in (rate_limiter, unwritable):
+            assert limiter.acquire() == 0
+            assert limiter.acquire() > 0
+    assert len([record for record in caplog.records if "counts its own requests only" in record.message]) == 2
 
 
 def test_record_that_cannot_be_used_is_replaced(tmp_path: Path, open_limiter: Open) -> None:

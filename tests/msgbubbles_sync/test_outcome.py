@@ -65,6 +65,7 @@ def raise_in_dlt(error: BaseException) -> Callable[[Workspace], None]:
         pytest.param(hold_in_another_process, "is open in process", marks=pytest.mark.slow),
         (damage, "the next run restores one from the other"),
         (raise_in_dlt(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file")), "no space left for /a/file"),
+        (raise_in_dlt(duckdb.IOException("No space left on device")), "no space left for /"),
         (raise_in_dlt(OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/file")), "/a/file: Too many open files"),
         (raise_in_dlt(IsADirectoryError(errno.EISDIR, "Is", "/job.new", None, "/job.json")), "/job.json is a folder"),
         (raise_in_dlt(NotADirectoryError(errno.ENOTDIR, "Not", "/spool/1.jsonl")), "/spool/1.jsonl is in a file"),
