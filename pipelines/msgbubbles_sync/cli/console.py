@@ -45,8 +45,8 @@ class Reporter:
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
         self.as_json = as_json
-        self._progress = Console(stderr=True, quiet=quiet, highlight=False, width=_get_width(sys.stderr))
-        self._output = Console(quiet=quiet, highlight=False, width=_get_width(sys.stdout))
+        self._progress = Console(stderr=True, quiet=quiet, highlight=False, emoji=False, width=_get_width(sys.stderr))
+        self._output = Console(quiet=quiet, highlight=False, emoji=False, width=_get_width(sys.stdout))
         self._status: Status | None = None
         self._reported_at = time.monotonic()
 

@@ -35,6 +35,12 @@ def test_commands_are_named_as_they_were_called(
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+def test_names_between_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter().print({}, lambda console: console.print("GET /chats/:id: malformed answer"))
+    Reporter().fail("GET /chats/:id: malformed answer")
+    assert [*capsys.readouterr()] == ["GET /chats/:id: malformed answer\n"] * 2
+
+
 @pytest.mark.parametrize(
     ("kind", "start"),
     [
