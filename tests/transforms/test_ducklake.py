@@ -9,11 +9,12 @@ import pytest
 
 from helpers.lake import lake_at
 from helpers.marts_engines import FULL_ACCOUNT, Lake, build_account, check_full_build, check_increments
-from helpers.sizes import pick_size
+from helpers.sizes import nightly
 from msgbubbles_sync.workspace import Workspace
 
 
-@pytest.mark.parametrize("seed", range(FULL_ACCOUNT, FULL_ACCOUNT + pick_size(1, nightly=5)))
+@nightly  # by day, e2e/test_ducklake.py compares the marts of an account with the reference
+@pytest.mark.parametrize("seed", range(FULL_ACCOUNT, FULL_ACCOUNT + 5))
 def test_marts_in_a_lake_equal_the_reference(
     seed: int, warehouse: Any, postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
