@@ -31,6 +31,8 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 COMBINED_NOTE = "combined.json"
 # The schemas that dbt builds.
 BUILT_SCHEMAS = ("marts", "staging")
+# How long to wait for a process that has the work file open, before each further try.
+LOCKED_SECONDS = (0.05, 0.1, 0.2, 0.4)
 
 
 @contextmanager
@@ -92,8 +94,19 @@ class DuckDBFile(Destination):
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with duckdb.connect(str(self._workspace.work), config=self.options()) as connection:
+        with self._connect() as connection:
             yield connection
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        """Open the work file. Other commands, such as `status`, have it open for a moment."""
+        waits = list(LOCKED_SECONDS)
+        while True:
+            try:
+                return duckdb.connect(str(self._workspace.work), config=self.options())
+            except duckdb.IOException as error:
+                if not waits or "lock on file" not in str(error):
+                    raise
+            time.sleep(waits.pop(0))
 
     @contextmanager
     def sql_client(self) -> Iterator[StoredRows]:

@@ -17,6 +17,7 @@ import duckdb
 import pytest
 
 from helpers.context import build_destination
+from msgbubbles_sync.destinations import duckdb_file
 from msgbubbles_sync.destinations import publish as publishing
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
@@ -87,6 +88,21 @@ def rows(database: Path) -> list[int]:
     with duckdb.connect(str(database), read_only=True) as connection:
         found: list[int] = connection.execute(ROWS).fetchall()[0][0]
     return found
+
+
+def test_work_file_that_another_process_has_open_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_file, "LOCKED_SECONDS", (0.1,) * 100)
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    hold = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(0.1)"
+    command = [sys.executable, "-c", hold, str(workspace.work)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        with build_destination(workspace).open_writer() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("killed", [True, False])
