@@ -49,6 +49,7 @@ class RateLimiter:
         self._window_seconds = window_seconds
         self._clock = clock
         self._lock = threading.Lock()
+        self._path = path
         if path is None:
             self._database = _open(None)
             return
@@ -102,7 +103,7 @@ class RateLimiter:
         except sqlite3.OperationalError as error:
             with self._lock:
                 if self._database is database:
-                    logging.getLogger(__name__).warning(ALONE, "its file", error)
+                    logging.getLogger(__name__).warning(ALONE, self._path, error.__context__ or error)
                     self._database.close()
                     self._database = _open(None)
             with self._transaction() as now:
