@@ -99,6 +99,21 @@ def test_queued_answer_that_fails_later_opens_the_turn_again(replica: Any, at: A
     assert load("3", "delivered") == ("them", None, 1, [False])
 
 
+def test_contact_waits_since_the_earliest_unanswered_question(replica: Any, at: Any) -> None:
+    asked = {"+1": at(3), "+2": at(1), "+3": at(2)}
+    replica.load(
+        "1",
+        chats=[{"id": own, "is_group": False, "from_handle": own, "remote_handle": "+9"} for own in asked],
+        messages=[
+            {"id": own, "conversation_id": own, "cursor_at": asked_at, "direction": "inbound"}
+            for own, asked_at in asked.items()
+        ],
+    )
+    replica.transform()
+    [contact] = replica.mart("contact")
+    assert (contact["threads_waiting_on_us"], contact["unanswered_since"]) == (3, at(1))
+
+
 def test_thread_activity_has_these_columns_and_values(replica: Any, at: Any) -> None:
     chat = {
         "from_handle": "+1",
