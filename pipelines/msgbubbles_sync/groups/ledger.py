@@ -138,7 +138,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's errors name no file
-        self._path = path
+        self._path, self._workspace = path, path.parent.name
         self._lock = threading.RLock()
         self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
@@ -281,9 +281,7 @@ class Ledger:
 
         These are all rows after the file was moved here from the workspace of another destination.
         """
-        is_ours = [row["workspace"] for row in self._all("SELECT workspace FROM loaded_from")] == [
-            self._path.parent.name
-        ]
+        is_ours = [row["workspace"] for row in self._all("SELECT workspace FROM loaded_from")] == [self._workspace]
         changed = f"SELECT * FROM {{}} WHERE {'landed_version < version' if is_ours else '1'} ORDER BY rowid"
         operations, observations = (self._all(changed.format(table)) for table in ("operations", OBSERVATIONS))
         return (
@@ -307,7 +305,7 @@ class Ledger:
 
     def _store_workspace(self) -> None:
         self._run("DELETE FROM loaded_from")
-        self._run("INSERT INTO loaded_from VALUES (?)", (self._path.parent.name,))
+        self._run("INSERT INTO loaded_from VALUES (?)", (self._workspace,))
 
     # -- erasure
 
