@@ -165,6 +165,7 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
     )
     for change in (
         "ALTER TABLE msgbubbles.messages ADD COLUMN another varchar",
+        "ALTER TABLE msgbubbles.messages ALTER COLUMN attachment_count TYPE integer",
         "CREATE TABLE staging.loads__dbt_backup (load_id varchar)",  # a run was killed
         "DROP TABLE msgbubbles.webhook_events",
         f"CREATE OR REPLACE VIEW staging.stg_numbers AS SELECT {same_columns}",
