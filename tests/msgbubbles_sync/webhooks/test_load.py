@@ -122,7 +122,8 @@ def test_new_messages_and_chats_follow_the_policy(tmp_path: Path, monkeypatch: p
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
     with build_destination(workspace).open_writer() as database:
-        database.execute(f"CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats ({column_definitions(CHATS)})")
+        columns = f"{column_definitions(CHATS)}, _dlt_load_id VARCHAR"  # dlt adds no column with a constraint
+        database.execute(f"CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats ({columns})")
         database.execute("INSERT INTO msgbubbles.chats (id, _fetched_at) VALUES ('c', now())")
     at = "2026-01-02T09:00:00.000Z" if preset == "expired" else NINE
     message = SECRETS | {
