@@ -18,7 +18,7 @@ from msgbubbles.settings import SourceSettings
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli import chats, groups, webhooks
 from msgbubbles_sync.cli.console import Reporter, _Countdown, _Estimate
-from msgbubbles_sync.cli.dispatch import SUMMARIES
+from msgbubbles_sync.cli.dispatch import SUMMARIES, HideOptional
 
 pytestmark = pytest.mark.slow
 PIPELINES = Path(__file__).parents[3] / "pipelines"
@@ -213,3 +213,11 @@ def test_backfill_with_a_start_shows_its_share_and_the_time_left(monkeypatch: py
     assert estimate.describe(run) == " · messages 25%, about 30 minutes left"
     run.settings = SourceSettings()
     assert estimate.describe(run) == "", "the end is not known"
+
+
+def test_numpy_is_hidden_from_the_job_unless_spark_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pyspark", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="numpy"):
+        HideOptional().find_spec("numpy", None)
+    monkeypatch.setitem(sys.modules, "pyspark", sys)
+    HideOptional().find_spec("numpy", None)
