@@ -126,10 +126,14 @@ def read_values(schema: Schema, folder: Path, section: Key = (), account: str | 
             yield _check(schema, key, value, hint, find, name)
     for variable, text in os.environ.items():
         parts = tuple(variable.lower().split("__"))
-        is_of_another = parts[0] == "accounts" and len(parts) > 2 and parts[1] != account
-        is_of_another = is_of_another and variable == variable.upper()
-        if parts[: len(section)] == section and not is_of_another:
+        if parts[: len(section)] == section and find_account(variable) in (None, account):
             yield from _read_variable(schema, variable, text)
+
+
+def find_account(variable: str) -> str | None:
+    """Return the account that an environment variable configures; null if it does not name one."""
+    parts = variable.split("__")
+    return parts[1].lower() if parts[0] == "ACCOUNTS" and len(parts) > 2 and variable == variable.upper() else None
 
 
 def _select(tree: Mapping[str, Any], section: Key) -> Mapping[str, Any]:

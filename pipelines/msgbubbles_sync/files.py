@@ -43,6 +43,14 @@ def write_privately(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def create_privately(path: Path) -> None:
+    """Create a file if it is missing, which only its owner can read.
+
+    Raises `OSError` if it cannot be opened to write, with its name, which errors of SQLite lack.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; null where it is missing or damaged."""
     with suppress(OSError, ValueError):

@@ -18,11 +18,11 @@ from msgbubbles import source as sources
 from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
 from msgbubbles.source import reconcile
-from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES
+from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES, Changes
 from msgbubbles.source.direct import read_directly
 from msgbubbles.source.lazy_dlt import common_exceptions, pipeline_exceptions
 from msgbubbles.source.readers import READERS
-from msgbubbles.source.run import MissingRows
+from msgbubbles.source.run import MissingRows, StreamProgress
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse
 from msgbubbles.transport import VERSION
@@ -129,7 +129,7 @@ class StreamLoader:
         destination, run, report = self._destination, self._run, self._report
         if not (self._is_direct and isinstance(destination, DuckDBFile)):
             return False
-        changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
+        before = copy.deepcopy((run.changes, run.streams))
         run.settings, run.warehouse = self._source, Warehouse(destination.sql_client)
         state = json.loads(read_state(self._workspace))
         try:
@@ -144,9 +144,7 @@ class StreamLoader:
                         store_load(connection, self._workspace, rows, state)
         except duckdb.Error:  # dlt tries again, and reports what is wrong
             self._is_direct, run.warehouse = False, None
-            run.changes.clear()
-            run.changes.update(changes)
-            run.streams = streams
+            self._restore_counts(before)
             return False
         return True
 
@@ -215,7 +213,7 @@ class StreamLoader:
         now on. Raises `MsgBubblesError` if that does not help, and whatever else `load` raises.
         """
         run = self._run
-        changes, streams = copy.deepcopy(run.changes), copy.deepcopy(run.streams)
+        before = copy.deepcopy((run.changes, run.streams))
         try:
             load()
         except pipeline_exceptions.PipelineStepFailed as failure:
@@ -227,11 +225,15 @@ class StreamLoader:
                 self._hold_table(failure)
             else:
                 self._say("the destination refuses a row: reading the batch again, row by row")
-            run.changes.clear()
-            run.changes.update(changes)
-            run.streams = streams
+            self._restore_counts(before)
             return False
         return True
+
+    def _restore_counts(self, before: tuple[dict[str, Changes], dict[str, StreamProgress]]) -> None:
+        """Forget what a load counted that is done again."""
+        self._run.changes.clear()
+        self._run.changes.update(before[0])
+        self._run.streams = before[1]
 
     def _hold_table(self, failure: pipeline_exceptions.PipelineStepFailed) -> None:
         """Load nothing more in this run into the table that refuses its rows.

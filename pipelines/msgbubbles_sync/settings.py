@@ -18,7 +18,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from msgbubbles.configuration import FILES, SOURCE_KEY, SOURCE_SCHEMA, Key, Schema, Text, Value, read_toml, read_values
+from msgbubbles.configuration import (
+    FILES,
+    SOURCE_KEY,
+    SOURCE_SCHEMA,
+    Key,
+    Schema,
+    Text,
+    Value,
+    find_account,
+    read_toml,
+    read_values,
+)
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, list_settings
@@ -242,8 +253,7 @@ def account_names() -> list[str]:
     """
     for _ in _read_values():
         pass
-    variables = (variable.split("__") for variable in os.environ if variable == variable.upper())
-    names = {parts[1].lower() for parts in variables if parts[0] == "ACCOUNTS" and len(parts) > 2}
+    names = {*filter(None, map(find_account, os.environ))}
     for file in FILES:
         names |= read_toml(configuration_folder() / file).get("accounts", {}).keys()
     for name in names:

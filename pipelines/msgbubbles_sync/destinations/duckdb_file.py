@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 from filelock import FileLock
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
@@ -31,8 +32,6 @@ from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 COMBINED_NOTE = "combined.json"
 # The schemas that dbt builds.
 BUILT_SCHEMAS = ("marts", "staging")
-# How long to wait for a process that has the work file open, before each further try.
-LOCKED_SECONDS = (0.05, 0.1, 0.2, 0.4)
 
 
 @contextmanager
@@ -97,16 +96,13 @@ class DuckDBFile(Destination):
         with self._connect() as connection:
             yield connection
 
+    # Other commands, such as `status`, have the work file open for a moment.
+    @retry(
+        retry=retry_if_exception(lambda error: isinstance(error, duckdb.IOException) and "lock on file" in str(error)),
+        stop=stop_after_attempt(5), wait=wait_exponential(0.05), reraise=True,
+    )  # fmt: skip
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        """Open the work file. Other commands, such as `status`, have it open for a moment."""
-        waits = list(LOCKED_SECONDS)
-        while True:
-            try:
-                return duckdb.connect(str(self._workspace.work), config=self.options())
-            except duckdb.IOException as error:
-                if not waits or "lock on file" not in str(error):
-                    raise
-            time.sleep(waits.pop(0))
+        return duckdb.connect(str(self._workspace.work), config=self.options())
 
     @contextmanager
     def sql_client(self) -> Iterator[StoredRows]:

@@ -51,7 +51,7 @@ class StoredRows:
 
 
 def read_state(workspace: Workspace) -> bytes:
-    """Return dlt's state after the last load; empty if there is none, or a load is pending."""
+    """Return dlt's state after the last load; empty if it is missing, or a load is pending."""
     folder = workspace.folder / "dlt" / PIPELINE
     if any(any((folder / packages).glob("*")) for packages in PENDING):
         return b""

@@ -7,7 +7,6 @@ group a key stands for. The warehouse has a copy of it (`load`), from which a lo
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from uuid import uuid4
 import msgspec
 
 from msgbubbles.errors import MsgBubblesError
+from msgbubbles_sync.files import create_privately
 
 from .model import Kind, Operation
 
@@ -137,7 +137,7 @@ class Ledger:
     """The file of the ledger. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's errors name no file
+        create_privately(path)
         self._path, self._workspace = path, path.parent.name
         self._lock = threading.RLock()
         self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)

@@ -6,7 +6,6 @@ be stored away from the warehouse.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from msgbubbles.handles import normalize_handle
 from msgbubbles_sync.errors import InputFileError
+from msgbubbles_sync.files import create_privately
 
 MAX_CACHED = 200_000
 
@@ -30,7 +30,7 @@ class Vault:
         self._path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            create_privately(path)
             with self._open() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS people (pseudonym TEXT PRIMARY KEY, handle TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:

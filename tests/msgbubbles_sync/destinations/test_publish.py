@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from tenacity import stop_after_delay
 
 from helpers.context import build_destination
 from msgbubbles_sync.destinations import duckdb_file
@@ -93,7 +94,7 @@ def rows(database: Path) -> list[int]:
 def test_work_file_that_another_process_has_open_for_a_moment_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duckdb_file, "LOCKED_SECONDS", (0.1,) * 100)
+    monkeypatch.setattr(duckdb_file.DuckDBFile._connect.retry, "stop", stop_after_delay(10))
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     hold = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(0.1)"
