@@ -5,11 +5,8 @@ Columns: `handle`, and `contact`, which may be any label. Other columns are igno
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-
-import duckdb
 
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.policy import PSEUDONYM
@@ -21,6 +18,7 @@ from .destinations import Destination
 from .destinations.load import load_rows
 from .errors import InputFileError
 from .policy.applied import read_own_numbers
+from .sql import fetch_rows
 from .tables import CONTACT_ALIASES
 from .workspace import configuration_folder
 
@@ -95,6 +93,6 @@ def _redact(aliases: dict[str, str], redactor: Redactor) -> dict[str, str]:
 def _read_stored(destination: Destination) -> dict[str, str | None]:
     table = f"{destination.write_schema}.{CONTACT_ALIASES.name}"
     if destination.has_tables():
-        with suppress(duckdb.CatalogException, duckdb.BinderException), destination.open_writer() as connection:
-            return dict(connection.execute(f"SELECT handle, contact FROM {table}").fetchall())  # noqa: S608
+        with destination.open_writer() as connection:
+            return dict(fetch_rows(connection, f"SELECT handle, contact FROM {table}"))  # noqa: S608
     return {}

@@ -21,7 +21,7 @@ from msgbubbles.storable import replace_in_json, replace_in_text
 from msgbubbles.tables import ColumnType
 from msgbubbles.times import from_epoch_ms
 
-from .sql import create_table
+from .sql import create_table, insert_rows
 from .tables import FAILED_READS, SYNC_RUNS
 
 if TYPE_CHECKING:
@@ -162,10 +162,9 @@ def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], s
         if (record["run_id"], round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)) not in stored
     ]
     if new:
-        names, marks = ", ".join(SYNC_RUNS.column_names), ", ".join("?" * len(SYNC_RUNS.columns))
         connection.execute("BEGIN")
         connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
-        connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", new)  # noqa: S608
+        insert_rows(connection, table, SYNC_RUNS, new)
         connection.execute("COMMIT")
 
 
@@ -186,9 +185,7 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
     table = create_table(connection, schema, FAILED_READS)
     connection.execute("BEGIN")
     connection.execute(f"DELETE FROM {table}")  # noqa: S608
-    if rows:
-        names = ", ".join(FAILED_READS.column_names)
-        connection.executemany(f"INSERT INTO {table} ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+    insert_rows(connection, table, FAILED_READS, rows)
     connection.execute("COMMIT")
 
 

@@ -1,7 +1,8 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters; list and create tables; store single values."""
+"""Quote SQL literals and identifiers that cannot be bind parameters; list, create, read and fill tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -56,17 +57,31 @@ def create_table(connection: duckdb.DuckDBPyConnection, schema: str, table: Tabl
     return path
 
 
+def insert_rows(
+    connection: duckdb.DuckDBPyConnection, path: str, table: Table, rows: Sequence[Sequence[object]]
+) -> None:
+    """Insert rows with a value for each column of a table, in their order."""
+    if rows:
+        names, marks = ", ".join(table.column_names), ", ".join("?" * len(table.columns))
+        connection.executemany(f"INSERT INTO {path} ({names}) VALUES ({marks})", rows)  # noqa: S608
+
+
+def fetch_rows(connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[object] = ()) -> list[Any]:
+    """Return the rows of a query; none if a table or a column is missing."""
+    with suppress(duckdb.CatalogException, duckdb.BinderException):
+        return connection.execute(query, values).fetchall()
+    return []
+
+
 def store_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table, value: str | int) -> None:
     """Store a value in a table of one row and one column, unless it is there already. Creates the table."""
     path = create_table(connection, schema, table)
     if connection.execute(f"FROM {path}").fetchall() != [(value,)]:
         connection.execute(f"DELETE FROM {path}")  # noqa: S608
-        connection.execute(f"INSERT INTO {path} VALUES (?)", [value])  # noqa: S608
+        insert_rows(connection, path, table, [[value]])
 
 
 def read_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table) -> Any:
     """Read a value that `store_value` has stored; null if the table is missing or empty."""
-    with suppress(duckdb.CatalogException, duckdb.BinderException):  # or somebody has renamed the column
-        row = connection.execute(f"SELECT {table.column_names[0]} FROM {schema}.{table.name}").fetchone()  # noqa: S608
-        return None if row is None else row[0]
-    return None
+    rows = fetch_rows(connection, f"SELECT {table.column_names[0]} FROM {schema}.{table.name}")  # noqa: S608
+    return rows[0][0] if rows else None

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.status import Status
+from rich.table import Table
 
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.errors import UsageError
@@ -131,6 +132,14 @@ class _Estimate:
                 share = (time.time() * 1000 - reached_ms) / (time.time() * 1000 - start_ms)
                 return f" · {name} {share:.0%}, about {format_count(max(round(seconds / 60), 1), 'minute')} left"
         return ""
+
+
+def build_table(headings: Sequence[str], left: Collection[str]) -> Table:
+    """Build a table of these columns: those in `left` hold text, the others numbers."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    return table
 
 
 def check_terminal() -> None:

@@ -22,7 +22,7 @@ from msgbubbles_sync.inspect.verify import VerifyResult
 from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.text import estimate_minutes, format_count, format_span
 
-from .console import Reporter, count_requests, name_as_called
+from .console import Reporter, build_table, count_requests, name_as_called
 
 DIFFERENCES_SHOWN = 50
 MARKS = {"ok": "[green]ok[/green]", "info": "[cyan]--[/cyan]", "failed": "[red]!![/red]"}
@@ -40,9 +40,8 @@ def print_plan(reporter: Reporter, steps: list[Step], changed: int | None, per_m
     is_open = any(step.requests is None for step in steps)
 
     def show(console: Console) -> None:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("stream", "what", "from", "to", "requests"):
-            table.add_column(heading, justify="right" if heading == "requests" else "left")
+        text = ("stream", "what", "from", "to")
+        table = build_table((*text, "requests"), left=text)
         for step in steps:
             count = "unknown" if step.requests is None else f"{step.requests:,}"
             table.add_row(step.stream, step.kind, _format_minute(step.from_ms), _format_minute(step.to_ms), count)
@@ -136,10 +135,8 @@ def print_status(status: Status, local: LocalState, now: datetime, console: Cons
 
 
 def _build_table(runs: list[RunRecord], *, is_narrow: bool) -> Table:
-    table = Table(box=None, pad_edge=False)
     headings = ("run", "outcome", "requests", "new", "changed", "rejected", "seconds")
-    for heading in headings[:2] if is_narrow else headings:
-        table.add_column(heading, justify="left" if heading in ("run", "outcome") else "right")
+    table = build_table(headings[:2] if is_narrow else headings, left=headings[:2])
     for record in reversed(runs):
         tables, streams = (record.get("tables") or {}).values(), (record.get("streams") or {}).values()
         row = [

@@ -6,7 +6,6 @@ import json
 import sys
 
 from rich.console import Console
-from rich.table import Table
 
 from msgbubbles.errors import AuthenticationError, ForbiddenError, MsgBubblesError
 from msgbubbles.source.run import Run
@@ -15,7 +14,7 @@ from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 from msgbubbles_sync.text import format_count
 
-from .console import Reporter, count_requests, format_day
+from .console import Reporter, build_table, count_requests, format_day
 
 # dlt's own steps, which are parts of the phase `load`.
 LOAD_STEPS = ("extract", "normalize", "commit", "sync")
@@ -61,9 +60,8 @@ def describe_refusal(error: MsgBubblesError) -> str:
 
 def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) -> None:
     run = report.run
-    table = Table(box=None, pad_edge=False)
-    for heading in ("stream", "read", "new or changed", "rejected", "back to"):
-        table.add_column(heading, justify="left" if heading in ("stream", "back to") else "right")
+    headings = ("stream", "read", "new or changed", "rejected", "back to")
+    table = build_table(headings, left=("stream", "back to"))
     for name, progress in run.streams.items():
         table.add_row(
             name,

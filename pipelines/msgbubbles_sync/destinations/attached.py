@@ -10,7 +10,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import duckdb
@@ -19,14 +19,14 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
-from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
+from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from . import server
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
-from .loaded_tables import Repair, forget_schema, has_lost_columns, has_own_rows
+from .loaded_tables import Repair, has_lost_columns, has_own_rows
 from .scratch import open_scratch, select_for
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
@@ -208,13 +208,9 @@ class Attached(Destination):
         if not is_own:
             self._refuse_foreign_tables(stored)
         if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
-            with (
-                self._attach() as connection,
-                self._undo_changes(repairs, partial(server.execute, connection)) as needs_reading,
-            ):
-                if has_lost_rows or needs_reading:
-                    forget_schema(connection, self.write_schema)
-                    self._workspace.forget_loads()
+            with self._attach() as connection:
+                execute = partial(server.execute, connection)
+                self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
             self._workspace.forget_loads()
         self._discard_foreign_loads(version)
@@ -285,10 +281,8 @@ class Attached(Destination):
 
     def _read_state_version(self, connection: duckdb.DuckDBPyConnection) -> int:
         """Return the version of dlt's state that was stored with the last finished load; 0 without one."""
-        with suppress(duckdb.CatalogException):
-            row = connection.execute(STATE_VERSION.format(schema=self.write_schema), [PIPELINE]).fetchone()
-            return row[0] if row else 0
-        return 0
+        rows = fetch_rows(connection, STATE_VERSION.format(schema=self.write_schema), [PIPELINE])
+        return rows[0][0] if rows else 0
 
     def _refuse_foreign_tables(self, stored: Iterable[Key]) -> None:
         """Raise `UsageError` if one of the schemas holds tables, and none by which the job recognizes its own."""

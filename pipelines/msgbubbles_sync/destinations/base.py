@@ -15,12 +15,12 @@ from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import list_columns
+from msgbubbles_sync.sql import fetch_rows, list_columns
 from msgbubbles_sync.tables import JOB_TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
-from .loaded_tables import Repair, repair
+from .loaded_tables import Repair, forget_schema, repair
 
 # The file that lists the tables that nothing could be loaded into.
 HELD_TABLES = "held_tables.json"
@@ -96,14 +96,7 @@ class Destination(ABC):
             yield lambda _sql, *_values: []
             return
         with self.open_reader() as connection:
-
-            def query(sql: str, *values: object) -> list[Any]:
-                try:
-                    return connection.execute(sql, values).fetchall()
-                except (duckdb.CatalogException, duckdb.BinderException):
-                    return []
-
-            yield query
+            yield lambda sql, *values: fetch_rows(connection, sql, values)
 
     @abstractmethod
     def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -126,12 +119,18 @@ class Destination(ABC):
         Restores lost tables from the published copy, and what somebody has changed in them. Raises `UsageError`.
         """
 
-    @contextmanager
-    def _undo_changes(self, repairs: Sequence[Repair], execute: Callable[[str], object]) -> Iterator[bool]:
+    def _undo_changes(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        repairs: Sequence[Repair],
+        execute: Callable[[str], object],
+        *,
+        has_lost_rows: bool,
+    ) -> None:
         """Undo what somebody has changed in loaded tables, and hold back those in which the database refuses that.
 
-        Yields whether tables may lack rows or values, so that they have to be read again: those that are changed back,
-        and those that were held back before. A killed process begins again.
+        Everything is read again if tables may lack rows or values: those that are changed back, and those that were
+        held back before. A killed process begins again.
         """
         file = self._workspace.folder / HELD_TABLES
         before = read_json(file)
@@ -145,7 +144,9 @@ class Destination(ABC):
         self.repaired += changed
         self.unwritable = {table: why for table, why in refused.items() if table in JOB_TABLES}
         self.held = {table: why for table, why in refused.items() if table not in JOB_TABLES}
-        yield bool(suspects - self.held.keys())
+        if has_lost_rows or suspects - self.held.keys():
+            forget_schema(connection, self.write_schema)
+            self._workspace.forget_loads()
         if self.held:
             write_privately(file, json.dumps(sorted(self.held)))
         else:

@@ -24,7 +24,7 @@ from .base import Destination
 from .claims import find_account_files
 from .compaction import compact, should_compact
 from .duckdb_load import StoredRows
-from .loaded_tables import COLUMNS, find_repairs, forget_schema, has_lost_columns
+from .loaded_tables import COLUMNS, find_repairs, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
@@ -94,6 +94,7 @@ class DuckDBFile(Destination):
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
             yield connection
 
     # Other commands, such as `status`, have the work file open for a moment.
@@ -108,13 +109,11 @@ class DuckDBFile(Destination):
     def sql_client(self) -> Iterator[StoredRows]:
         """Open a client for `msgbubbles.source.stored.Warehouse`, which needs no dlt."""
         with self.open_writer() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
             yield StoredRows(connection)
 
     @contextmanager
     def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         with self.open_writer() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
             connection.execute("BEGIN")
             yield connection
             for table in list_tables(connection, "msgbubbles_staging"):
@@ -173,7 +172,6 @@ class DuckDBFile(Destination):
 
     def _repair_tables(self) -> None:
         with self.open_writer() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
             columns = connection.execute(COLUMNS.format(schema=DATASET)).fetchall()
             tables: dict[str, list[str]] = {}
             for table, column, *_ in columns:
@@ -189,10 +187,8 @@ class DuckDBFile(Destination):
                     connection.execute("ROLLBACK")
                     raise
 
-            with self._undo_changes(find_repairs(columns, DATASET), execute) as needs_reading:
-                if has_lost_rows or needs_reading:
-                    forget_schema(connection, DATASET)
-                    self._workspace.forget_loads()
+            repairs = find_repairs(columns, DATASET)
+            self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)
 
     def _check_accounts(self) -> None:
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""

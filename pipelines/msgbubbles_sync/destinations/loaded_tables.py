@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import duckdb
 
 from msgbubbles.tables import ColumnType
-from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.sql import fetch_rows, quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
 
@@ -128,12 +128,10 @@ def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: s
 
 def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
     """Return whether this job, or one of its account, has loaded a schema."""
-    for table, column, start in OWN_ROWS:
-        with suppress(duckdb.CatalogException, duckdb.BinderException):
-            query = f"SELECT 1 FROM {path}.{table} WHERE starts_with({column}, ?) LIMIT 1"  # noqa: S608
-            if connection.execute(query, [start]).fetchone() is not None:
-                return True
-    return False
+    return any(
+        fetch_rows(connection, f"SELECT 1 FROM {path}.{table} WHERE starts_with({column}, ?) LIMIT 1", [start])  # noqa: S608
+        for table, column, start in OWN_ROWS
+    )
 
 
 def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str, stored: Mapping[str, Collection[str]]) -> bool:

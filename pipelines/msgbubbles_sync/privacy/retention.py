@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import duckdb
 
 from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.sql import fetch_rows
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
@@ -83,9 +83,7 @@ def _has_old_texts(connection: duckdb.DuckDBPyConnection, schema: str, before: d
 
 
 def _has_rows(connection: duckdb.DuckDBPyConnection, what: str, before: datetime) -> bool:
-    with suppress(duckdb.CatalogException, duckdb.BinderException):  # the table or the column is missing
-        return connection.execute(f"SELECT 1 FROM {what} LIMIT 1", [before]).fetchone() is not None
-    return False
+    return bool(fetch_rows(connection, f"SELECT 1 FROM {what} LIMIT 1", [before]))
 
 
 def _drop_texts(rows: StoredRows, before: datetime) -> int:
