@@ -1,3 +1,4 @@
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from helpers import fork_server, postgres, process
 from helpers.sizes import IS_NIGHTLY
+from msgbubbles_sync.cli.dispatch import GC_THRESHOLD
 
 fork_server.configure_duckdb()
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
@@ -17,6 +19,8 @@ settings.register_profile(
 
 
 def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command
     if "dlt" in sys.modules:
         fork_server.memoize_type_hints()
 

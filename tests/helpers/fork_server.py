@@ -33,6 +33,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 REQUEST_BYTES = 1 << 18
+START_LOCK = "start.lock"
 # The libraries read them when they are imported. `Workspace.configure_dlt` sets the first before that.
 IMPORT_ENVIRONMENT = {"DLT_CONFIG_FOLDER": "dlt_config", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -56,6 +57,13 @@ LIBRARIES = (
     "uvicorn.protocols.http.h11_impl",
     "yaml",
 )
+
+
+def own_folder() -> Path:
+    """Return the folder of locks and sockets: another user has another one."""
+    folder = Path(tempfile.gettempdir()) / f"msgbubbles-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def preload() -> None:
@@ -204,10 +212,8 @@ def _run_dbt() -> None:
     from msgbubbles_sync.settings import Settings
     from msgbubbles_sync.workspace import Workspace
 
-    own_folder = Path(tempfile.gettempdir()) / f"msgbubbles-tests-{os.getuid()}"
-    own_folder.mkdir(exist_ok=True)
-    # The first of pytest's workers parses the project for all.
-    with tempfile.TemporaryDirectory() as folder, FileLock(own_folder / "parse.lock"):
+    # The first server parses the project for all.
+    with tempfile.TemporaryDirectory() as folder, FileLock(own_folder() / "parse.lock"):
         workspace = Workspace.from_path(Path(folder, "company.duckdb"))
         workspace.make_folders()
         dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}, Settings())
@@ -222,13 +228,19 @@ def _import(name: str) -> None:
         importlib.import_module(name)
 
 
-def serve(control: socket.socket) -> None:
-    """Fork a process for each request until the client closes its end. Reports its id, and how it ended."""
+def serve(listener: socket.socket) -> None:
+    """Fork a process for each request until the last client closes its end. Reports its id, and how it ended."""
     running: dict[int, tuple[int, socket.socket]] = {}
+    clients: dict[int, socket.socket] = {}
     poller = select.poll()
-    poller.register(control, select.POLLIN)
+    poller.register(listener, select.POLLIN)
     while True:
         for number, _ in poller.poll():
+            if number == listener.fileno():
+                client, _ = listener.accept()
+                clients[client.fileno()] = client
+                poller.register(client, select.POLLIN)
+                continue
             if number in running:
                 pid, report = running.pop(number)
                 poller.unregister(number)
@@ -239,13 +251,17 @@ def serve(control: socket.socket) -> None:
                     with suppress(OSError):  # nobody waits for it any more
                         report.send(json.dumps([status, seconds, usage.ru_maxrss]).encode())
                 continue
-            data, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 4)
+            data, descriptors, _, _ = socket.recv_fds(clients[number], REQUEST_BYTES, 4)
             if not data:
-                return
+                poller.unregister(number)
+                clients.pop(number).close()
+                if not clients and _close(listener):
+                    return
+                continue
             report = socket.socket(fileno=descriptors[0])
             pid = os.fork()
             if pid == 0:
-                inherited = [control, report, *(other for _, other in running.values())]
+                inherited = [listener, report, *clients.values(), *(other for _, other in running.values())]
                 _run(json.loads(data), descriptors[1:], inherited, list(running))
             for descriptor in descriptors[1:]:
                 os.close(descriptor)
@@ -254,6 +270,18 @@ def serve(control: socket.socket) -> None:
             exited = os.pidfd_open(pid)
             running[exited] = pid, report
             poller.register(exited, select.POLLIN)
+
+
+def _close(listener: socket.socket) -> bool:
+    """Let the next client start another server, unless it has asked for this one."""
+    from filelock import FileLock
+
+    path = Path(listener.getsockname())
+    with FileLock(path.with_name(START_LOCK)):
+        if select.select([listener], [], [], 0)[0]:
+            return False
+        path.unlink()
+    return True
 
 
 def _run(request: dict[str, Any], streams: list[int], sockets: list[socket.socket], descriptors: list[int]) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock
 
 from helpers import fork_server, forked_python
 
@@ -37,19 +40,26 @@ def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
 
 
 class _Server:
-    """The process that is forked. It ends when this process does."""
+    """The process that is forked: one for all that give it the same name. It ends when the last of them closes it."""
 
-    def __init__(self, pipelines: Path = PIPELINES) -> None:
+    def __init__(self, name: str, pipelines: Path = PIPELINES) -> None:
         environment = inherited_environment()
         self._read_at_import = _read_at_import(environment)
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, fork_server.__file__, str(theirs.fileno()), str(pipelines)],
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process: subprocess.Popen[bytes] | None = None
+        path = fork_server.own_folder() / f"{name}.socket"
+        with FileLock(path.with_name(fork_server.START_LOCK)):
+            if not path.exists():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                    listener.bind(str(path))
+                    listener.listen()
+                    self._process = subprocess.Popen(
+                        [sys.executable, fork_server.__file__, str(listener.fileno()), str(pipelines)],
+                        env=environment,
+                        pass_fds=[listener.fileno()],
+                        stdin=subprocess.DEVNULL,
+                    )
+            self._control.connect(str(path))
 
     def has_same_imports(self, environment: dict[str, str]) -> bool:
         return _read_at_import(environment) == self._read_at_import
@@ -70,7 +80,8 @@ class _Server:
 
     def close(self) -> None:
         self._control.close()
-        self._process.wait()
+        if self._process:
+            self._process.wait()
 
 
 _servers: list[_Server] = []
@@ -84,7 +95,8 @@ def stop_server() -> None:
 
 def server() -> _Server:
     if not _servers:
-        _servers.append(_Server())
+        # The same for all of pytest's workers.
+        _servers.append(_Server(os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex))
     return _servers[0]
 
 
@@ -102,7 +114,7 @@ def install_forks(project: Path) -> Iterator[dict[str, Any]]:
             (folder / path.name).symlink_to(path)
     (folder / "python").write_text(f"#!{sys.executable} -IS\n{Path(forked_python.__file__).read_text()}")
     (folder / "python").chmod(0o700)
-    with closing(_Server(project / "pipelines")) as forks:
+    with closing(_Server(uuid4().hex, project / "pipelines")) as forks:
         yield {"pass_fds": [forks.fileno()], "env": {"FORK_SERVER": str(forks.fileno())}}
 
 
