@@ -59,7 +59,7 @@ def _upgrade(workspace: Workspace, destination: Destination, version: int, *, ha
     forget_build(workspace)
     # What an older release has extracted and not loaded is read again, from where the last finished load ended.
     for name in PIPELINES:
-        remove(workspace.folder / "dlt" / name)
+        remove(workspace.dlt_folder / name)
     for number in range(min(workspace.version, version), VERSION):
         # If this run is killed, the next one finds the version of the step, and repeats it.
         workspace.store_version(number)

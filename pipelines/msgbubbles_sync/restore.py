@@ -66,7 +66,7 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
     _restore_policy(workspace, destination, say)
     if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):
         return
-    for folder in sorted((workspace.folder / "dlt").iterdir()):
+    for folder in sorted(workspace.dlt_folder.iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
             say(f"{folder} was damaged: moved to {move_damaged(folder).name}, and restored from the warehouse")
 
@@ -76,9 +76,8 @@ def tidy(workspace: Workspace) -> None:
 
     The next run checks for damage what has another mark.
     """
-    dlt_files = workspace.folder / "dlt"
     # A trace quotes errors, and settings such as the id of a bucket's key.
-    for path in (*dlt_files.glob("*/load/loaded/*"), *dlt_files.glob("*/trace.pickle")):
+    for path in (*workspace.dlt_folder.glob("*/load/loaded/*"), *workspace.dlt_folder.glob("*/trace.pickle")):
         remove(path)
     write_privately(_dlt_marks_file(workspace), json.dumps(_read_dlt_marks(workspace)))
     if workspace.destination == "duckdb":
@@ -94,7 +93,7 @@ def _dlt_marks_file(workspace: Workspace) -> Path:
 
 
 def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
-    folder = workspace.folder / "dlt"
+    folder = workspace.dlt_folder
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and os.access(path, os.R_OK)]
     return {str(path.relative_to(folder)): read_mark(path) for path in files}
 

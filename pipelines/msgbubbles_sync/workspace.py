@@ -114,6 +114,11 @@ class Workspace:
         return self._folder_for(self.destination)
 
     @property
+    def dlt_folder(self) -> Path:
+        """The working folder of dlt, with a folder for each pipeline."""
+        return self.folder / "dlt"
+
+    @property
     def dbt_folder(self) -> Path:
         """The folder of what is known of the last build of the marts."""
         return self.folder / "dbt"
@@ -137,7 +142,7 @@ class Workspace:
 
         The next load continues from the state that the tables have. `job` restores what is not in the API.
         """
-        loads = self.folder / "dlt" / PIPELINE
+        loads = self.dlt_folder / PIPELINE
         if loads.exists():  # not before the first load
             self.set_pending("restored")
         shutil.rmtree(loads, ignore_errors=True)
@@ -149,12 +154,12 @@ class Workspace:
 
     def find_damaged(self) -> list[Path]:
         """Return the damaged files and folders that were renamed."""
-        return [path for folder in (self.folder, self.folder / "dlt") for path in folder.glob("*.damaged-*")]
+        return [path for folder in (self.folder, self.dlt_folder) for path in folder.glob("*.damaged-*")]
 
     def make_folders(self) -> None:
         """Create the folders that are missing."""
         is_new = not self.folder.is_dir()
-        restorable = (self.folder / "dlt", self.folder / "dbt")
+        restorable = (self.dlt_folder, self.dbt_folder)
         for folder in (self.folder.parent, self.folder, *restorable):
             is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK) or not os.path.lexists(folder)
             can_be_moved = folder in restorable and os.access(self.folder, os.W_OK)  # no read-only disk
@@ -183,8 +188,8 @@ class Workspace:
         """Point dlt at this project's configuration and this workspace. Call it before dlt is imported."""
         os.environ.setdefault("DLT_PROJECT_DIR", str(ROOT))
         os.environ.setdefault("DLT_CONFIG_FOLDER", "dlt_config")  # relative, or dlt keeps its state in there
-        os.environ["DLT_DATA_DIR"] = str(self.folder / "dlt")
-        os.environ["DLT_LOCAL_DIR"] = str(self.folder / "dlt")
+        os.environ["DLT_DATA_DIR"] = str(self.dlt_folder)
+        os.environ["DLT_LOCAL_DIR"] = str(self.dlt_folder)
         for name, value in RELIED_ON.items():
             os.environ.setdefault(name, value)
 

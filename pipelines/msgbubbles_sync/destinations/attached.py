@@ -301,7 +301,7 @@ class Attached(Destination):
         """Raise `UsageError` if the tables are in schemas that have other names in the configuration."""
         recorded = read_json(self._workspace.folder / NAMES)
         if not isinstance(recorded, dict):
-            is_used = (self._workspace.folder / "dlt" / PIPELINE / "state.json").exists()
+            is_used = (self._workspace.dlt_folder / PIPELINE / "state.json").exists()
             recorded = {schema: schema for schema in self._names} if is_used else self._names
         moved = [
             (f"{self.prefix}{recorded[schema]}", self.name_schema(schema))

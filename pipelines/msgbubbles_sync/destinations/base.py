@@ -163,7 +163,7 @@ class Destination(ABC):
 
         `version` is that of the tables' state, 0 if they have none. A load that has not finished is one ahead.
         """
-        folder = self._workspace.folder / "dlt" / PIPELINE
+        folder = self._workspace.dlt_folder / PIPELINE
         state = read_json(folder / "state.json")
         own = state.get("_state_version") if isinstance(state, dict) else None
         if not isinstance(own, int):

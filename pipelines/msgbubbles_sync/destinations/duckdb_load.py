@@ -52,7 +52,7 @@ class StoredRows:
 
 def read_state(workspace: Workspace) -> bytes:
     """Return dlt's state after the last load; empty if it is missing, or a load is pending."""
-    folder = workspace.folder / "dlt" / PIPELINE
+    folder = workspace.dlt_folder / PIPELINE
     if any(any((folder / packages).glob("*")) for packages in PENDING):
         return b""
     with suppress(OSError):
@@ -77,7 +77,7 @@ def store_load(
     strategy: Strategy = "delete-insert"
     merged = ((table, pa.concat_tables(some), strategy) for table, some in parts.values())
     merge_rows(connection, PIPELINE, merged, new)
-    write_privately(workspace.folder / "dlt" / PIPELINE / "state.json", msgspec.json.encode(new))
+    write_privately(workspace.dlt_folder / PIPELINE / "state.json", msgspec.json.encode(new))
 
 
 def _set_version(state: Mapping[str, Any]) -> dict[str, Any]:

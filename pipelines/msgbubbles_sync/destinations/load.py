@@ -22,7 +22,7 @@ def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: s
     A killed run leaves dlt's files in any state. None of them is needed here, because dlt restores the schema from the
     destination. The caller holds the warehouse's lock.
     """
-    remove(workspace.folder / "dlt" / name)
+    remove(workspace.dlt_folder / name)
     pipeline = build_pipeline(workspace, destination, name)
     pipeline.sync_destination()
     return pipeline
@@ -46,7 +46,7 @@ def build_pipeline(workspace: Workspace, destination: Destination, name: str = P
     """Build a pipeline that loads the warehouse. The caller holds the warehouse's lock."""
     destination.keep_lock()
     destination.release()
-    dlt_files = workspace.folder / "dlt" / name
+    dlt_files = workspace.dlt_folder / name
     # dlt moves a normalized package to its place, and then removes its source. If it was killed between the two, moving
     # the package a second time would fail in every run.
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
@@ -56,7 +56,7 @@ def build_pipeline(workspace: Workspace, destination: Destination, name: str = P
         name,
         destination=destination.build_dlt_destination(),
         dataset_name=destination.dataset,
-        pipelines_dir=str(workspace.folder / "dlt"),
+        pipelines_dir=str(workspace.dlt_folder),
     )
 
 

@@ -28,7 +28,7 @@ READ_AT = "_read_at"
 def check_version(workspace: Workspace, destination: Destination) -> None:
     """Check that this release wrote the workspace and the published tables. Raises `UsageError` otherwise."""
     refuse_newer(workspace.version, str(workspace.folder))
-    if not (destination.exists() or destination.has_tables() or any((workspace.folder / "dlt").glob("*"))):
+    if not (destination.exists() or destination.has_tables() or any(workspace.dlt_folder.glob("*"))):
         workspace.store_version(VERSION)  # there is nothing to upgrade
     published = published_version(destination)
     refuse_newer(published, destination.title)

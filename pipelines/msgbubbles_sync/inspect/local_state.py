@@ -17,6 +17,7 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.files import read_json
 from msgbubbles_sync.run_log import RunLog, RunRecord
 from msgbubbles_sync.tables import SYNC_RUNS
+from msgbubbles_sync.workspace import PIPELINE
 
 CURSORS = {"chats": "last_message_at", "messages": "cursor_at"}
 PUBLISHED_STATE = """SELECT state FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = 'msgbubbles'
@@ -36,7 +37,7 @@ class LocalState:
 
         Raises `ConfigurationError` if a newer release wrote them.
         """
-        state = read_json(self.workspace.folder / "dlt" / "msgbubbles" / "state.json")
+        state = read_json(self.workspace.dlt_folder / PIPELINE / "state.json")
         if not isinstance(state, dict):
             rows = self._read(PUBLISHED_STATE)
             state = versioned_state.decompress_state(rows[0][0]) if rows else {}

@@ -223,7 +223,7 @@ def is_folder_lost(workspace: Workspace) -> bool:
 def has_rows(workspace: Workspace) -> bool:
     """Return whether anything was ever loaded, received or requested here."""
     folder = workspace.folder
-    paths = (workspace.work, workspace.database, folder / "dlt" / PIPELINE, folder / "groups.sqlite")
+    paths = (workspace.work, workspace.database, workspace.dlt_folder / PIPELINE, folder / "groups.sqlite")
     return any(path.exists() for path in paths) or any((folder / "webhooks" / "spool").glob("*"))
 
 

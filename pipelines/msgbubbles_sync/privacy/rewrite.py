@@ -133,7 +133,7 @@ def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
 def _load_pending(context: Context) -> None:
     """Load pending packages and the spool, and remove dlt's folders, which it restores from the warehouse."""
     workspace = context.workspace
-    if (workspace.folder / "dlt" / PIPELINE).exists():
+    if (workspace.dlt_folder / PIPELINE).exists():
         pipeline = build_pipeline(workspace, context.destination)
         if pipeline.has_pending_data:
             pipeline.run()
@@ -141,7 +141,7 @@ def _load_pending(context: Context) -> None:
     with suppress(OSError):  # `purge_files` tries again
         load_spool(context)
     for name in (PIPELINE, WEBHOOKS, GROUPS, CONTACTS):
-        shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
+        shutil.rmtree(workspace.dlt_folder / name, ignore_errors=True)
 
 
 def load_spool(context: Context) -> list[Path]:

@@ -15,6 +15,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles.redact_payloads import concerns_erased, redact_payload
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import read_modified_at_ns
+from msgbubbles_sync.policy.applied import FILE as RECORD
 from msgbubbles_sync.policy.applied import build_redactor, is_folder_lost, restore_record
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -67,7 +68,7 @@ class CurrentPolicy:
         return delivery if self._redactor is None else redact_delivery(delivery, self._redactor)
 
     def _refresh(self) -> None:
-        modified_at_ns = read_modified_at_ns(self._workspace.folder / "privacy.json")
+        modified_at_ns = read_modified_at_ns(self._workspace.folder / RECORD)
         if modified_at_ns == self._modified_at_ns:
             return
         settings = load_settings(self._workspace.account)
