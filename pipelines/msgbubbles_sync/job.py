@@ -87,10 +87,10 @@ def run(context: Context, limits: Limits) -> RunReport:
         failed_parts={**limits.failed_parts},
     )
     with _log_run(context, report), context.destination.lock():
-        _prepare(context, report)
-        _schedule_lost_work(context)
-        privacy_error = _finish_privacy_work(context, report)
         with context.destination.hold():  # until dlt needs it
+            _prepare(context, report)
+            _schedule_lost_work(context)
+            privacy_error = _finish_privacy_work(context, report)
             with report.isolate("group operations"):
                 _load_ledger(context)
             with report.isolate("webhook events"):
@@ -102,15 +102,15 @@ def run(context: Context, limits: Limits) -> RunReport:
                 check_tools(context.destination)  # before anything is read
             early = EarlyTables(context, report, with_transform=limits.with_transform)
             StreamLoader(context, report, _adjust_source(context, limits)).load_all(early.publish)
-        if privacy_error is not None:
-            raise privacy_error
-        # A stopped run should end now; the next one brings the marts up to date.
-        if limits.stop.is_set():
-            report.run.halt = report.run.halt or Interrupted("stopped")
-        else:
-            with context.destination.hold():
-                _build_marts(context, report, with_transform=limits.with_transform)
-                _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
+            if privacy_error is not None:
+                raise privacy_error
+            # A stopped run should end now; the next one brings the marts up to date.
+            if limits.stop.is_set():
+                report.run.halt = report.run.halt or Interrupted("stopped")
+            else:
+                with context.destination.hold():  # again
+                    _build_marts(context, report, with_transform=limits.with_transform)
+                    _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
         policy.save_found_chats(context.workspace, context.destination, context.redactor)
         tidy(context.workspace)
     return report
@@ -141,8 +141,8 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     """
     report = RunReport(context, Run(stop=limits.stop), failed_parts={**limits.failed_parts})
     with _report_end(context, report), context.destination.lock():
-        _prepare(context, report)
         with context.destination.hold():
+            _prepare(context, report)
             _load_events(context, report)
             _build_marts(context, report, with_transform=limits.with_transform)
             if context.workspace.is_pending("publish"):
@@ -354,9 +354,9 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     has_answer = report.run.error is None or report.run.traffic.answered
     if not has_answer and not destination.exists() and workspace.account is None:
         return
-    _publish_tables(context, report)
     with destination.open_writer() as connection:
         report.rows_in_warehouse = _count_rows(connection)
+    _publish_tables(context, report)
 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
@@ -391,10 +391,8 @@ def _has_streams(destination: Destination) -> bool:
 
 
 def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    shown = {f"{schema}.{table}" for schema in ("msgbubbles", "marts") for table in list_columns(connection, schema)}
     counts = {}
     for table in COUNTED_TABLES:
-        if table in shown:
-            with suppress(duckdb.Error):  # a table that is held back may not even be readable
-                counts[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]  # noqa: S608
+        with suppress(duckdb.Error):  # it is missing, or held back, and may not even be readable
+            counts[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]  # noqa: S608
     return counts

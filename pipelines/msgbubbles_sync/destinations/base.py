@@ -245,7 +245,10 @@ class Destination(ABC):
         return nullcontext()
 
     def hold(self) -> AbstractContextManager[Any]:
-        """Keep the tables open until the block ends, or `release` is called, so that connections cost little."""
+        """Keep the tables open from the first connection on, so that later ones cost little.
+
+        Ends with the block, and with each call of `release`.
+        """
         return nullcontext()
 
     def release(self) -> None:

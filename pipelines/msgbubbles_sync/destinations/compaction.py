@@ -26,7 +26,7 @@ STATES = "_dlt_pipeline_state"
 
 
 def should_compact(work: Path, stamp: Path, options: Options) -> bool:
-    """Return whether too much of a database is free. Writes all of it to the file.
+    """Return whether too much of a database is free. Writes all of it to the file, without rows that dlt loads.
 
     Args:
         work: The database.
@@ -35,6 +35,7 @@ def should_compact(work: Path, stamp: Path, options: Options) -> bool:
     """
     with duckdb.connect(str(work), config=options) as connection:
         drop_old_states(connection, DATASET)
+        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")  # dlt creates it again
         connection.execute("CHECKPOINT")
         free, total, bytes_each = connection.execute(
             "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "

@@ -68,7 +68,7 @@ class DuckDBFile(Destination):
         self.title = str(workspace.database)
         # The mark of the file that was published last.
         self._published_mark = workspace.folder / "published.json"
-        self._held = ExitStack()
+        self._held, self._is_holding = ExitStack(), False
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
@@ -95,6 +95,10 @@ class DuckDBFile(Destination):
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
+            if self._is_holding:
+                # The first connection reads the catalog, and the last one to close writes all changes to the file.
+                self._is_holding = False
+                self._held.enter_context(self._connect())
             yield connection
 
     # Other commands, such as `status`, have the work file open for a moment.
@@ -127,6 +131,7 @@ class DuckDBFile(Destination):
                 connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
 
     def remove_old_versions(self) -> None:
+        self.release()
         compact(self._workspace.work, self.options())
 
     def list_out_of_reach(self) -> list[str]:
@@ -143,12 +148,14 @@ class DuckDBFile(Destination):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        # The first connection reads the catalog, and the last one to close writes all changes to the file.
-        with self._held:
-            self._held.enter_context(self.open_writer())
+        self._is_holding = True
+        try:
             yield
+        finally:
+            self.release()
 
     def release(self) -> None:
+        self._is_holding = False
         self._held.close()
 
     def prepare(self) -> None:

@@ -25,7 +25,6 @@ import duckdb
 
 from msgbubbles_sync.files import follow_links, remove, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
-from msgbubbles_sync.workspace import DATASET
 
 from .comments import Comments, read_comments, write_comments
 
@@ -55,12 +54,11 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     _remove_logs(database)  # before held marts are copied from it
     copy = new_copy(database)
     clone(work, copy)
-    with duckdb.connect(str(copy)) as connection:
-        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")
-        if held_marts:
+    if held_marts:
+        with duckdb.connect(str(copy)) as connection:
             _copy_held_marts(connection, held_marts, database)
-        connection.execute("CHECKPOINT")
-    sync_to_disk(copy)
+            connection.execute("CHECKPOINT")
+        sync_to_disk(copy)
     return replace_database(database, copy)
 
 

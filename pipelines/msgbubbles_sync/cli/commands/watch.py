@@ -74,8 +74,9 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             with hold_lock(workspace.folder):
                 # Another command may have changed what a context has cached.
                 context = replace(reached)
-                sync.prepare(replace(session, context=context))
-                return run(context, Limits(stop=stop, failed_parts=changes.as_failed_parts()))
+                with context.destination.hold():
+                    sync.prepare(replace(session, context=context))
+                    return run(context, Limits(stop=stop, failed_parts=changes.as_failed_parts()))
 
         def on_error(message: str) -> None:
             reporter.fail(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
