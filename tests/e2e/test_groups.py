@@ -271,14 +271,26 @@ def test_import_read_and_typing(groups: Groups) -> None:
             groups.run(*arguments, status=2)[1] == "import needs KEY CHAT_ID, or KEY --title TEXT, or --table TABLE\n"
         )
     south = groups.job.server.operations[1].chat_id
-    (groups.job.folder / "ids.csv").write_text(f"key,chat_id\nnorth,{chat_id}\nsouth,{south}\nlost,{'0' * 32}\n")
+    (groups.job.folder / "ids.csv").write_text(
+        f"key,chat_id\nnorth,{chat_id}\nsouth,{south}\nlost,{'0' * 32}\nshut,{'1' * 32}\n"
+    )
+    groups.job.server.knobs.refusal = lambda _method, path: (401, "closed") if "1" * 32 in path else None
     output, errors = groups.run("import", "--table", "ids.csv", status=3)
-    assert output == f"south is now {south}, with 3 known members\n1 of 3 groups imported.\n"
-    assert errors.startswith("lost: the group cannot be imported: the API answered 404 not_found")
+    assert output == f"south is now {south}, with 3 known members\n1 of 4 groups imported.\n"
+    assert "lost: the group cannot be imported: the API answered 404 not_found" in errors
+    assert "shut: the group cannot be imported: the API answered 401 closed" in errors
     groups.job.server.account.rename(chat_id, "Theirs", datetime.now(UTC))
     assert groups.run("plan", "groups.csv")[0] == "No changes: the groups match the table.\n"
     output, _ = groups.run("plan", "groups.csv", "--refresh")
     assert output.startswith('~ rename  north  "Theirs" -> "North"\nPlan: 1 to rename.')
+    groups.job.server.knobs.refusal = lambda _method, path: (401, "closed") if south in path else None
+    _, errors = groups.run("read", "south", "north", status=3)
+    assert errors.startswith("south: the API answered 401 closed")
+    groups.job.server.knobs.refusal = lambda *_: (401, "revoked")
+    _, errors = groups.run("read", "south", "north", status=1)
+    assert "revoked" in errors
+    assert "south" not in errors
+    groups.job.server.knobs.refusal = None
     asked = len(groups.job.server.requests)
     groups.run("typing", "north", "--on")
     groups.run("typing", chat_id, "--off")

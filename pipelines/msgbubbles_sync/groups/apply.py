@@ -50,8 +50,8 @@ from .view import GroupView, Renderings, fetch_view
 
 # After this many groups of one number in a row without an answer, its other groups wait for the next apply.
 MAX_UNREACHABLE = 3
-# After this many groups in a row are refused with 403, the account itself may be closed.
-MAX_FORBIDDEN = 2
+# After this many groups in a row are refused with 401 or 403, the account itself may be closed.
+MAX_REFUSED = 2
 
 
 class RedactedOperationError(Exception):
@@ -88,8 +88,10 @@ class Applier:
                 continue
             try:
                 result = self._resolve(entry, views)
-            except SKIPPABLE_ERRORS as error:
+            except ApiError as error:
                 # A group that cannot be fetched does not hold up the others.
+                if error.status == 401 and is_key_refused(self._client):
+                    raise
                 result = self._result_from_error(error, "unknown")
             except RedactedOperationError:
                 result = OperationResult("unknown", error_code=PSEUDONYMIZED)
@@ -121,7 +123,7 @@ class Applier:
         self.applied.plan_id = plan.plan_id
         numbers = {group.key: group.from_handle for group in plan.desired}
         unreachable: Counter[str] = Counter()
-        forbidden = 0
+        refused = 0
         not_sent = len(plan.operations)
         try:
             for key, operations in self._order_groups(plan.operations):
@@ -134,33 +136,27 @@ class Applier:
                 finally:
                     not_sent -= self.applied.counts.total() - before
                 unreachable[number] = unreachable[number] + 1 if last is not None and last.outcome == "unknown" else 0
-                is_forbidden = last is not None and last.http_status == 403 and last.outcome != "succeeded"
-                forbidden = forbidden + 1 if is_forbidden else 0
-                if last is not None and forbidden >= MAX_FORBIDDEN and self._is_account_closed():
-                    raise ForbiddenError(describe_result(last), status=403)
+                is_refused = last is not None and last.http_status in (401, 403) and last.outcome != "succeeded"
+                refused = refused + 1 if is_refused else 0
+                if last is not None and refused >= MAX_REFUSED and self._is_account_closed():
+                    raise AuthenticationError(describe_result(last), status=last.http_status)
         except (AuthenticationError, Halt) as error:
             self.applied.halt = error
         self.applied.not_sent = not_sent
         return self.applied
 
     def _order_groups(self, operations: Iterable[Operation]) -> list[tuple[str, list[Operation]]]:
-        """Collect the operations by group, with the groups that were refused with 403 before at the end.
+        """Collect the operations by group, with the groups that were refused with 401 or 403 before at the end.
 
         At the beginning, a few of them would look like a closed account.
         """
         statuses = {entry.key: entry.http_status for entry in self._ledger.entries() if entry.outcome != "succeeded"}
         groups = [(key, list(some)) for key, some in groupby(operations, key=lambda operation: operation.key)]
-        return sorted(groups, key=lambda group: statuses.get(group[0]) == 403)
+        return sorted(groups, key=lambda group: statuses.get(group[0]) in (401, 403))
 
     def _is_account_closed(self) -> bool:
-        """Return whether 403 is about the account: no operation succeeded, or reads are refused as well."""
-        if not any(outcome == "succeeded" for _, outcome in self.applied.counts):
-            return True
-        try:
-            self._client.list_numbers()
-        except SKIPPABLE_ERRORS as error:
-            return isinstance(error, ForbiddenError)
-        return False
+        """Return whether 401 or 403 is about the account: no operation succeeded, or reads are refused as well."""
+        return all(outcome != "succeeded" for _, outcome in self.applied.counts) or is_key_refused(self._client)
 
     def _apply_group(self, operations: list[Operation], group: ObservedGroup | None) -> OperationResult | None:
         """Send the operations of one group. Returns the last result."""
@@ -185,7 +181,7 @@ class Applier:
             elif group is not None:
                 group = group.after(operation.kind, operation.handles, operation.title)
             self._on_operation(self.applied)
-            if result.http_status == 401:
+            if result.http_status == 401 and is_key_refused(self._client):
                 raise AuthenticationError(describe_result(result), status=401)
             if result.outcome == "unknown" or (result.outcome == "failed" and _ends_group(result)):
                 return result
@@ -342,6 +338,15 @@ class Applier:
         )
 
 
+def is_key_refused(client: Client) -> bool:
+    """Return whether the API refuses the key, and not only one request: it does not list the numbers either."""
+    try:
+        client.list_numbers()
+    except ApiError as error:
+        return isinstance(error, AuthenticationError)
+    return False
+
+
 def build_idempotency_key(creation: Operation) -> str:
     """Build a key that is the same for the same group key and creation, and for nothing else."""
     parts = [creation.key, creation.from_handle, sorted(creation.handles), creation.title, creation.message]
@@ -362,4 +367,4 @@ def _is_conflict(result: OperationResult) -> bool:
 
 def _ends_group(result: OperationResult) -> bool:
     """Return whether no other operation on the group can succeed."""
-    return result.http_status in (403, 404) or result.error_code == "not_a_group"
+    return result.http_status in (401, 403, 404) or result.error_code == "not_a_group"

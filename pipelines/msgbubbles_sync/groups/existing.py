@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
-from msgbubbles.errors import ForbiddenError, PermanentError, RetryableError, UnreachableError
+from msgbubbles.errors import AuthenticationError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 
+from .apply import is_key_refused
 from .desired import Row, check_key, check_unique, name_row, read_text_columns
 from .ledger import Ledger, Observation, OperationResult
 from .model import ObservedGroup, fold_title
@@ -105,7 +106,9 @@ class _Importer:
         seen_at = datetime.now(UTC)
         try:
             chat = self._client.get_chat(chat_id)
-        except (PermanentError, ForbiddenError) as error:
+        except (PermanentError, AuthenticationError) as error:
+            if error.status == 401 and is_key_refused(self._client):
+                raise
             raise UsageError(f"the group cannot be imported: {error}. Check the id and the account.") from None
         if not chat.is_group:
             raise UsageError("this chat is not a group, and only groups can be imported")

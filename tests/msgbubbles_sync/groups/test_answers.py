@@ -328,7 +328,9 @@ def test_rename_that_the_network_rewrites_is_not_repeated(world: World, answers:
 # -- isolation
 
 
-@pytest.mark.parametrize(("status", "reads"), [(400, True), (403, True), (403, False), (409, False), (500, True)])
+@pytest.mark.parametrize(
+    ("status", "reads"), [(400, True), (401, True), (401, False), (403, True), (403, False), (409, False), (500, True)]
+)
 def test_failing_group_does_not_stop_the_others(world: World, status: int, reads: bool) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abc"]
     world.apply(*wanted)
@@ -384,7 +386,7 @@ def test_apply_works_without_listed_numbers(world: World, numbers: tuple[int, st
     assert {entry.key: entry.outcome for entry in world.entries()} == {"a": "succeeded", "b": "failed"}
 
 
-@pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.parametrize("status", [400, 401, 403])
 def test_group_that_cannot_be_fetched_waits_alone(world: World, status: int) -> None:
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))
     world.max_attempts = 1

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from msgbubbles.client import Client
-from msgbubbles.errors import SKIPPABLE_ERRORS, ForbiddenError, NotFoundError
+from msgbubbles.errors import ApiError, AuthenticationError, NotFoundError
 from msgbubbles_sync.cli.connection import Connection, connect_until_stopped
 from msgbubbles_sync.cli.console import Reporter, check_terminal, confirm
 from msgbubbles_sync.cli.groups_report import (
@@ -25,6 +25,7 @@ from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import existing, job
 from msgbubbles_sync.groups import plan as plans
+from msgbubbles_sync.groups.apply import is_key_refused
 from msgbubbles_sync.groups.desired import TABLE_HELP, Row, read_rows
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.load import load_ledger
@@ -153,16 +154,18 @@ def forget(session: Session, key: str) -> int:
 
 def send_each(session: Session, names: list[str], send: Callable[[Client, str], None]) -> int:
     """Send a request for each chat; one that is refused does not stop the others."""
-    failed = forbidden = 0
+    failed = refused = 0
     with connect_until_stopped(session) as connection, connection.client() as client:
         for name, chat_id in _find_chats(session, client, names).items():
             try:
                 send(client, chat_id)
-            except SKIPPABLE_ERRORS as error:
+            except ApiError as error:
+                if error.status == 401 and is_key_refused(client):
+                    raise
                 session.reporter.fail(f"{escape(name)}: {error}")
                 failed += 1
-                forbidden += isinstance(error, ForbiddenError)
-    if forbidden == len(names):
+                refused += isinstance(error, AuthenticationError)
+    if refused == len(names):
         return EXIT_FAILED
     return EXIT_INCOMPLETE if failed else 0
 
@@ -181,7 +184,7 @@ def _find_chats(session: Session, client: Client, names: list[str]) -> dict[str,
                 close = get_close_matches(name, groups, 1)
                 hint = f"Did you mean {escape(close[0])}?" if close else "groups.py import KEY CHAT_ID assigns a key."
                 raise UsageError(f"{escape(name)} is neither the key of a group nor the id of a chat. {hint}") from None
-            except SKIPPABLE_ERRORS:
+            except ApiError:
                 chat_ids[name] = name
     return {name: chat_ids[name] for name in names}
 
