@@ -1,5 +1,5 @@
 -- A view: attachments are fewer than messages, and change with none of the loads that the daily marts follow.
-{{ config(materialized=view_for_readers()) }}
+{{ config(materialized=view_for_readers(), tags='tested_once_a_day') }}
 
 select
     messages.from_handle,
