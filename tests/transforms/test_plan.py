@@ -16,11 +16,13 @@ import duckdb
 import msgspec
 import pytest
 
+from helpers.context import build_destination
 from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
 from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
+from msgbubbles_sync.workspace import Workspace
 
 from .conftest import Built, Replica
 
@@ -176,6 +178,20 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
         assert not is_planned(), change
         built.workspace.work.with_suffix(".before").replace(built.workspace.work)
     assert is_planned()
+
+
+def test_plan_is_recorded_only_if_relations_are_as_they_were(tmp_path: Path) -> None:
+    """What dbt has changed itself, or another program meanwhile, it did not decide by."""
+    workspace, path = Workspace.from_path(tmp_path / "company.duckdb"), tmp_path / "plan.json"
+    workspace.make_folders()
+    destination = build_destination(workspace)
+    for change, is_recorded in (("CREATE TABLE added (id varchar)", False), ("SELECT 1", True)):
+        plan_file = PlanFile(path, [])
+        assert not plan_file.execute(destination, follows_success=True)
+        with destination.open_writer() as connection:
+            connection.execute(change)
+        plan_file.record(destination, [], [])
+        assert path.exists() == is_recorded
 
 
 def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
