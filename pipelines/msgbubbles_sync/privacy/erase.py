@@ -35,7 +35,7 @@ from msgbubbles_sync.policy.applied import (
     restore_record,
     store_copy,
 )
-from msgbubbles_sync.sql import create_table, fetch_rows, insert_rows, quote_name
+from msgbubbles_sync.sql import create_table, insert_rows, quote_name
 from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES
 from msgbubbles_sync.text import format_count
 
@@ -244,7 +244,11 @@ def _remove_from_texts(rows: StoredRows, table: str, column: str, handles: set[s
 
 def _remove_from_state(connection: duckdb.DuckDBPyConnection, redactor: Redactor) -> None:
     """Remove handles from dlt's state, which holds ids of chats."""
-    for row_id, packed in fetch_rows(connection, f"SELECT rowid, state FROM {STATES}"):
+    try:
+        states = connection.execute(f"SELECT rowid, state FROM {STATES}").fetchall()
+    except duckdb.CatalogException:  # a missing column has to end an erasure
+        return
+    for row_id, packed in states:
         text = dlt_json.json.typed_dumps(versioned_state.decompress_state(packed))
         cleaned = redactor.replace_erased_in_json(text)
         if cleaned != text:

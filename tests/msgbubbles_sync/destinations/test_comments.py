@@ -13,7 +13,6 @@ from msgbubbles_sync.destinations.comments import Comments, list_descriptions, r
 from msgbubbles_sync.destinations.parquet_files import ParquetFiles
 from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.destinations.postgres_marts import read_stored_comments
-from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.tables import TABLES
@@ -58,20 +57,20 @@ def test_only_changed_comments_are_written(tmp_path: Path) -> None:
 
 
 def test_published_file_has_comments_and_no_staging_tables(tmp_path: Path) -> None:
-    work, database = tmp_path / "work.duckdb", tmp_path / "w.duckdb"
+    workspace = Workspace.from_path(tmp_path / "w.duckdb")
+    workspace.make_folders()
+    destination = build_destination(workspace)
     for text in ("first", "second"):
-        with duckdb.connect(str(work)) as connection:
-            connection.execute("CREATE SCHEMA IF NOT EXISTS msgbubbles_staging; CREATE SCHEMA IF NOT EXISTS marts")
-            connection.execute("CREATE TABLE IF NOT EXISTS msgbubbles_staging.chats (id VARCHAR)")
+        with destination.open_writer() as connection:
+            connection.execute("CREATE SCHEMA msgbubbles_staging; CREATE SCHEMA IF NOT EXISTS marts")
+            connection.execute("CREATE TABLE msgbubbles_staging.chats AS SELECT 'chat' AS id")
             for mart in ("held", "new"):
                 connection.execute(f"CREATE OR REPLACE TABLE marts.{mart} AS SELECT '{text}' AS value")
                 connection.execute(f"COMMENT ON COLUMN marts.{mart}.value IS '{text}'")
-        publish(work, database, ["held"] if text == "second" else ())
-    assert comments_in(database, "marts") == {"held": {"value": "first"}, "new": {"value": "second"}}
-    with duckdb.connect(str(database), read_only=True) as connection:
-        assert connection.execute("FROM duckdb_schemas() WHERE schema_name LIKE '%staging%'").fetchall() == []
-    with duckdb.connect(str(work), read_only=True) as connection:
-        assert connection.execute("FROM msgbubbles_staging.chats").fetchall() == []
+        destination.publish(["held"] if text == "second" else ())
+        with destination.open_reader() as connection:
+            assert connection.execute("FROM duckdb_schemas() WHERE schema_name LIKE '%staging%'").fetchall() == []
+    assert comments_in(workspace.database, "marts") == {"held": {"value": "first"}, "new": {"value": "second"}}
 
 
 def test_file_of_all_accounts_has_their_comments(tmp_path: Path) -> None:

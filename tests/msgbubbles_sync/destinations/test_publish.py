@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -89,6 +89,20 @@ def rows(database: Path) -> list[int]:
     with duckdb.connect(str(database), read_only=True) as connection:
         found: list[int] = connection.execute(ROWS).fetchall()[0][0]
     return found
+
+
+def test_file_stays_open_from_the_first_connection_until_released(tmp_path: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "w.duckdb")
+    workspace.make_folders()
+    destination = build_destination(workspace)
+    is_open = []
+    with destination.hold():
+        for step in (nullcontext, destination.open_writer, destination.release, destination.open_writer):
+            with step() or nullcontext():
+                pass
+            command = [sys.executable, "-c", WRITER, str(workspace.work)]
+            is_open.append(subprocess.run(command, input=b"", capture_output=True, check=False).returncode != 0)
+    assert is_open == [False, True, False, False]
 
 
 def test_work_file_that_another_process_has_open_for_a_moment_is_waited_for(
