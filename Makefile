@@ -73,6 +73,7 @@ docs: .venv/ready
 bench: .venv/ready
 	@$(PY) benchmarks/compare.py
 	@$(PY) benchmarks/daily.py
+	@$(PY) benchmarks/marts.py --messages 200000 --messages 2000000 --messages 10000000
 
 # With uv on the path this takes seconds; without it, uv is installed into the environment first.
 .venv/ready: requirements.lock
