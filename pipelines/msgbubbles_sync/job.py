@@ -108,7 +108,7 @@ def run(context: Context, limits: Limits) -> RunReport:
             if limits.stop.is_set():
                 report.run.halt = report.run.halt or Interrupted("stopped")
             else:
-                with context.destination.hold():  # again
+                with context.destination.hold():  # again, if dlt has released them
                     _build_marts(context, report, with_transform=limits.with_transform)
                     _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
         policy.save_found_chats(context.workspace, context.destination, context.redactor)

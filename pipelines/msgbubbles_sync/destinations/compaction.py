@@ -26,7 +26,7 @@ STATES = "_dlt_pipeline_state"
 
 
 def should_compact(work: Path, stamp: Path, options: Options) -> bool:
-    """Return whether too much of a database is free. Writes all of it to the file, without rows that dlt loads.
+    """Write all changes of a database to the file, without what dlt has left, and return whether too much is free.
 
     Args:
         work: The database.
