@@ -115,7 +115,7 @@ def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, 
     for field in msgspec.structs.fields(model):
         if field.name in model.not_loaded or field.name == "extra":
             continue
-        kind = _column_type(field.type)
+        kind = column_type(field.type)
         decision = decisions.pop(field.name, "")
         if isinstance(decision, str) and kind in ("text", "json"):
             raise ValueError(f"{model.__name__}.{field.name}: say what it holds")
@@ -129,10 +129,15 @@ def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, 
     return (*columns, *computed, extra, fetched_at())
 
 
-def _column_type(annotation: object) -> ColumnType:
+def column_type(annotation: object) -> ColumnType:
+    """Return the type of the column that a field's values are loaded into."""
     annotation = _unannotated(annotation)
+    if get_origin(annotation) in (dict, list):
+        return "json"
     types = {_unannotated(part) for part in get_args(annotation) or (annotation,)} - {type(None)}
-    names: dict[object, ColumnType] = {str: "text", int: "bigint", bool: "bool", datetime: "timestamp", Raw: "json"}
+    names: dict[object, ColumnType] = {
+        str: "text", int: "bigint", bool: "bool", float: "double", datetime: "timestamp", Raw: "json"
+    }  # fmt: skip
     return names[types.pop()]
 
 

@@ -28,7 +28,8 @@ from .dbt.runner import BuildResult
 from .errors import InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
-from .run_log import CoveredRecord, RowCounts, RunRecord, StreamRecord, iso_timestamp
+from .run_log import iso_timestamp
+from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
 from .tables import JOB_TABLES, TABLES
 
 

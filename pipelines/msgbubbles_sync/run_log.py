@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import duckdb
 
@@ -21,6 +21,7 @@ from msgbubbles.storable import replace_in_json, replace_in_text
 from msgbubbles.tables import ColumnType
 from msgbubbles.times import from_epoch_ms
 
+from .run_record import RunRecord
 from .sql import create_table, insert_rows
 from .tables import FAILED_READS, SYNC_RUNS
 
@@ -30,74 +31,6 @@ if TYPE_CHECKING:
 FILE = "runs.jsonl"
 MAX_LINES = 1000
 IDS_SHOWN = 5
-
-
-class RowCounts(TypedDict):
-    """What became of the rows of a table. `replaced` counts those with a value that cannot be stored."""
-
-    new: int
-    changed: int
-    unchanged: int
-    replaced: NotRequired[int]
-
-
-class StreamRecord(TypedDict):
-    """How a run read a stream. Timestamps are ISO 8601, here and in `CoveredRecord`."""
-
-    pages: int
-    refresh_pages: int
-    rows: int
-    landed: int  # codespell:ignore landed
-    rejected: int
-    odd: int
-    new_fields: list[str]
-    order_contradictions: int
-    tie_overflows: list[list[str | None]]
-    reached_back_to: str | None
-    covered_before: CoveredRecord | None
-    covered: CoveredRecord | None
-
-
-# The interval in which rows have been read, and how many gaps it has.
-CoveredRecord = TypedDict("CoveredRecord", {"from": str | None, "to": str | None, "gaps": int})
-
-
-class RunRecord(TypedDict, total=False):
-    """A run, as log collectors get it: timestamps are ISO 8601, durations seconds.
-
-    `tables.SYNC_RUNS` describes the fields. A record of another release may lack some, and have others.
-    """
-
-    run_id: Required[str]
-    started_at: Required[str]
-    ended_at: str
-    outcome: Required[str]
-    exit_status: Required[int]
-    error: str | None
-    account: str | None
-    database: str
-    published: bool
-    batches: int
-    requests_total: int
-    requests: dict[str, int]
-    rate_limited: int
-    retry_after: bool | None
-    retries: int
-    received_bytes: int
-    budget_used: int | None
-    budget_per_minute: int | None
-    paced_seconds: float
-    seconds: dict[str, float]
-    feed: bool | None
-    tables: dict[str, RowCounts]
-    streams: dict[str, StreamRecord]
-    repaired: dict[str, int]
-    expired: dict[str, int]
-    failed_reads: dict[str, int]
-    failed_parts: dict[str, str]
-    failed_tests: list[str]
-    held_marts: list[str]
-    versions: dict[str, str]
 
 
 class RunLog:

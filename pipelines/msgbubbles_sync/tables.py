@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Annotated, Required, get_args, get_origin, get_type_hints
+
 from msgbubbles.tables import TABLES as SOURCE_TABLES
-from msgbubbles.tables import Column, ColumnType, Pii, Table, fetched_at, text, time
+from msgbubbles.tables import Column, ColumnType, Pii, Table, column_type, fetched_at, text, time
+
+from .run_record import RunRecord
 
 # DuckDB's names, through which every destination is written.
 SQL_TYPES: dict[ColumnType, str] = {
@@ -28,6 +33,15 @@ def _json(name: str, description: str, pii: Pii = Pii.NONE) -> Column:
 
 def _number(name: str, description: str, kind: ColumnType = "bigint") -> Column:
     return Column(name, kind, Pii.NONE, description)
+
+
+def _run_columns() -> Iterator[Column]:
+    """Build the columns of a run record from its fields that have a description."""
+    for name, hint in get_type_hints(RunRecord, include_extras=True).items():
+        hint = get_args(hint)[0] if get_origin(hint) is Required else hint
+        if get_origin(hint) is Annotated:
+            field_type, *kind, description = get_args(hint)
+            yield Column(name, kind[0] if kind else column_type(field_type), Pii.NONE, description)
 
 
 WRITTEN_BY_GROUPS = "When groups.py wrote this row."
@@ -123,41 +137,10 @@ CONTACT_ALIASES = Table(
     key=("handle",),
     person_key="handle",
 )
-# What a run record has as columns; anything else in it is only in the run log.
 SYNC_RUNS = Table(
     "sync_runs",
     "One row per run of the job, added when the warehouse is next published.",
-    (
-        text("run_id", Pii.NONE, "The run."),
-        time("started_at", "When the run started."),
-        time("ended_at", "When the run ended."),
-        text(
-            "outcome",
-            Pii.NONE,
-            "complete, partial (not ended yet, a repair, or --max-requests reached), stopped (by a signal) or failed.",
-        ),
-        _number("exit_status", "The exit status of the command.", "integer"),
-        text("error", Pii.NONE, "The error. Null without one."),
-        _number("requests_total", "Number of requests."),
-        _json("requests", "Number of requests by kind, as a JSON object."),
-        _number("rate_limited", "Number of answers with status 429."),
-        Column("retry_after", "bool", Pii.NONE, "Whether a 429 named a time to wait. Null without a 429."),
-        _number("retries", "Number of requests that were repeated after an error."),
-        _number("received_bytes", "Size of the answers in bytes."),
-        _number("paced_seconds", "Seconds spent waiting for the rate limiter.", "double"),
-        _number("batches", "Number of loads."),
-        _json("seconds", "Seconds by phase, as a JSON object."),
-        _json("tables", "Number of new, changed and unchanged rows by table, as a JSON object."),
-        _json("streams", "Pages, rows, rejected rows and coverage by stream, as a JSON object."),
-        _json("repaired", "Number of missing things that were read again, by kind, as a JSON object."),
-        _json("expired", "Number of texts, threads and messages that the privacy policy expired, as a JSON object."),
-        Column("feed", "bool", Pii.NONE, "Whether the API has a feed of all messages. Null if it was not requested."),
-        _json("versions", "Versions of the software, as a JSON object."),
-        _json("failed_parts", "Parts of the run that failed alone, and why, as a JSON object."),
-        _json("failed_tests", "Data tests that failed, as a JSON list."),
-        _json("held_marts", "Marts that were not published because they failed, as a JSON list."),
-        _json("failed_reads", "Number of failed reads that are tried again, by kind, as a JSON object."),
-    ),
+    tuple(_run_columns()),
     key=("run_id",),
 )
 FAILED_READS = Table(

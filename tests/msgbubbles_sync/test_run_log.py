@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from msgbubbles_sync.run_log import RunRecord, store
+from msgbubbles_sync.run_log import store
+from msgbubbles_sync.run_record import RunRecord
 
 ENDED = "2026-01-01T00:01:00.250+00:00"
 STORED = "SELECT run_id, outcome FROM msgbubbles.sync_runs ORDER BY run_id"

@@ -19,7 +19,8 @@ from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.plan import Step
 from msgbubbles_sync.inspect.status import STREAMS, Status, describe_failures
 from msgbubbles_sync.inspect.verify import VerifyResult
-from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads, format_start
+from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads, format_start
+from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.text import estimate_minutes, format_count, format_span
 
 from .console import Reporter, build_table, count_requests, name_as_called

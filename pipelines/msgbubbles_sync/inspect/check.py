@@ -28,7 +28,8 @@ from msgbubbles_sync.destinations.claims import explain_other_job, explain_same_
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.lock import read_holder
-from msgbubbles_sync.run_log import RunRecord, describe_failed_parts, describe_failed_reads, format_start
+from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads, format_start
+from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.text import format_count
 from msgbubbles_sync.workspace import Workspace
 

@@ -15,7 +15,8 @@ from msgbubbles.source.state import States
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.files import read_json
-from msgbubbles_sync.run_log import RunLog, RunRecord
+from msgbubbles_sync.run_log import RunLog
+from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.tables import SYNC_RUNS
 from msgbubbles_sync.workspace import PIPELINE
 

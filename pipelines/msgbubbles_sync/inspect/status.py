@@ -12,7 +12,8 @@ from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.destinations.claims import explain_other_job, explain_shared_key
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import Holder, read_holder
-from msgbubbles_sync.run_log import RunRecord, format_start
+from msgbubbles_sync.run_log import format_start
+from msgbubbles_sync.run_record import RunRecord
 
 from .local_state import LocalState
 

@@ -30,8 +30,9 @@ from msgbubbles_sync.files import MAX_DAMAGED
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.status import build_status
-from msgbubbles_sync.run_log import RunLog, RunRecord
+from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.run_log import store as store_runs
+from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import CLAIM_FILE, Workspace
 

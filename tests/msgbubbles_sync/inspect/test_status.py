@@ -13,7 +13,7 @@ from rich.console import Console
 from msgbubbles.source.coverage import Coverage
 from msgbubbles_sync.cli.inspect_report import print_status
 from msgbubbles_sync.inspect.status import Status, describe_failures
-from msgbubbles_sync.run_log import RunRecord
+from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.settings import Settings
 
 
