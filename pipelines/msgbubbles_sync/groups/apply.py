@@ -90,7 +90,7 @@ class Applier:
                 result = self._resolve(entry, views)
             except ApiError as error:
                 # A group that cannot be fetched does not hold up the others.
-                if error.status == 401 and is_key_refused(self._client):
+                if is_key_refused(self._client, error.status):
                     raise
                 result = self._result_from_error(error, "unknown")
             except RedactedOperationError:
@@ -156,7 +156,7 @@ class Applier:
 
     def _is_account_closed(self) -> bool:
         """Return whether 401 or 403 is about the account: no operation succeeded, or reads are refused as well."""
-        return all(outcome != "succeeded" for _, outcome in self.applied.counts) or is_key_refused(self._client)
+        return all(outcome != "succeeded" for _, outcome in self.applied.counts) or not _has_access(self._client)
 
     def _apply_group(self, operations: list[Operation], group: ObservedGroup | None) -> OperationResult | None:
         """Send the operations of one group. Returns the last result."""
@@ -181,8 +181,8 @@ class Applier:
             elif group is not None:
                 group = group.after(operation.kind, operation.handles, operation.title)
             self._on_operation(self.applied)
-            if result.http_status == 401 and is_key_refused(self._client):
-                raise AuthenticationError(describe_result(result), status=401)
+            if is_key_refused(self._client, result.http_status):
+                raise AuthenticationError(describe_result(result), status=result.http_status)
             if result.outcome == "unknown" or (result.outcome == "failed" and _ends_group(result)):
                 return result
             if operation.kind == "add" and result.outcome == "failed" and _is_conflict(result):
@@ -338,13 +338,18 @@ class Applier:
         )
 
 
-def is_key_refused(client: Client) -> bool:
-    """Return whether the API refuses the key, and not only one request: it does not list the numbers either."""
+def is_key_refused(client: Client, status: int | None) -> bool:
+    """Return whether an answer with this status is a 401 to the key, and not only to its own request."""
+    return status == 401 and not _has_access(client)
+
+
+def _has_access(client: Client) -> bool:
+    """Return whether the API lists the numbers, or at least does not refuse to."""
     try:
         client.list_numbers()
     except ApiError as error:
-        return isinstance(error, AuthenticationError)
-    return False
+        return not isinstance(error, AuthenticationError)
+    return True
 
 
 def build_idempotency_key(creation: Operation) -> str:

@@ -107,7 +107,7 @@ class _Importer:
         try:
             chat = self._client.get_chat(chat_id)
         except (PermanentError, AuthenticationError) as error:
-            if error.status == 401 and is_key_refused(self._client):
+            if is_key_refused(self._client, error.status):
                 raise
             raise UsageError(f"the group cannot be imported: {error}. Check the id and the account.") from None
         if not chat.is_group:

@@ -160,7 +160,7 @@ def send_each(session: Session, names: list[str], send: Callable[[Client, str], 
             try:
                 send(client, chat_id)
             except ApiError as error:
-                if error.status == 401 and is_key_refused(client):
+                if is_key_refused(client, error.status):
                     raise
                 session.reporter.fail(f"{escape(name)}: {error}")
                 failed += 1
