@@ -25,22 +25,19 @@ MAX_STATES = 10
 STATES = "_dlt_pipeline_state"
 
 
-def should_compact(work: Path, stamp: Path, options: Options) -> bool:
-    """Write all changes of a database to the file, without what dlt has left, and return whether too much is free.
+def drop_leftovers(connection: duckdb.DuckDBPyConnection) -> None:
+    """Drop what dlt has left in a database, and write all changes to its file."""
+    drop_old_states(connection, DATASET)
+    connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")  # dlt creates it again
+    connection.execute("CHECKPOINT")
 
-    Args:
-        work: The database.
-        stamp: A file whose modification time is when the database was last compacted.
-        options: DuckDB's options for the connection.
-    """
-    with duckdb.connect(str(work), config=options) as connection:
-        drop_old_states(connection, DATASET)
-        connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")  # dlt creates it again
-        connection.execute("CHECKPOINT")
-        free, total, bytes_each = connection.execute(
-            "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
-            "WHERE database_name = current_catalog()"
-        ).fetchall()[0]
+
+def should_compact(connection: duckdb.DuckDBPyConnection, stamp: Path) -> bool:
+    """Return whether too much of a database's file is free. `stamp` is a file modified when it was last compacted."""
+    free, total, bytes_each = connection.execute(
+        "SELECT free_blocks, total_blocks, block_size FROM pragma_database_size() "
+        "WHERE database_name = current_catalog()"
+    ).fetchall()[0]
     interval_seconds = SMALL_INTERVAL_SECONDS if total * bytes_each < LARGE_BYTES else LARGE_INTERVAL_SECONDS
     is_recent = stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < interval_seconds
     return bool(free > MAX_FREE_SHARE * total and not is_recent)

@@ -22,7 +22,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
 from .claims import find_account_files
-from .compaction import compact, should_compact
+from .compaction import compact, drop_leftovers, should_compact
 from .duckdb_load import StoredRows
 from .loaded_tables import COLUMNS, find_repairs, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
@@ -210,7 +210,9 @@ class DuckDBFile(Destination):
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         workspace = self._workspace
         stamp = workspace.folder / "compacted"
-        is_wasteful = should_compact(workspace.work, stamp, self.options())
+        with self._connect() as connection:
+            drop_leftovers(connection)
+            is_wasteful = should_compact(connection, stamp)
         self.release()
         if is_wasteful:
             compact(workspace.work, self.options())
