@@ -24,7 +24,7 @@ from nbclient import NotebookClient
 
 from helpers import message_reference as reference
 from helpers.job import CHATS, Job
-from helpers.marts_reference import thread_activity
+from helpers.thread_reference import thread_activity
 from helpers.turns_reference import thread_turns
 
 PROJECT = CHATS.parents[1]

@@ -84,6 +84,12 @@ def threads(world: World, zone: ZoneInfo) -> dict[str, list[Message]]:
     return ordered
 
 
+def chats_and_threads(world: World, zone: ZoneInfo) -> list[tuple[Row, list[Message]]]:
+    """Return each chat with its messages in order."""
+    by_chat = threads(world, zone)
+    return [(chat, by_chat[chat["id"]]) for chat in world["chats"]]
+
+
 def as_of(world: World) -> datetime | None:
     """Return the time that the world shows."""
     to = coverage(world)[1]
