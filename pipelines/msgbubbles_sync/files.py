@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -10,6 +11,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+# The errors of a full disk.
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def write_privately(path: Path, content: str | bytes) -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .files import FULL
+
 # A job without progress for this long is stuck. A page, a phase and a wait each count as progress. Building a large
 # mart from scratch, or loading a batch, takes longest without any: minutes.
 STALLED_AFTER = timedelta(minutes=30)
@@ -77,7 +79,12 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
         raise kind(f"another {name} is active on this database: {holder}") from None
     try:
         _held[path] = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        _write(path)
+        try:
+            _write(path)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            path.unlink(missing_ok=True)  # it may name an earlier job
         yield
     finally:
         _held.pop(path, None)

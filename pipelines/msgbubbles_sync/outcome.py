@@ -22,14 +22,13 @@ from .context import Context
 from .destinations.publish import DAMAGE_WORDS
 from .errors import TransformError, list_causes
 from .extras import missing_extra
-from .files import write_privately
+from .files import FULL, write_privately
 from .lock import AnotherJobRunsError, JobStalledError
 from .policy.applied import describe_error
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED = 1, 2, 3, 75, 130
 STOPPED = "stopped immediately; loaded rows stay, and the next run continues from there"
 
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 # Something else is in the place of a file or a folder of the job.
 WRONG_KINDS = {

@@ -19,6 +19,8 @@ POLL_SECONDS = 0.2
 DEBOUNCE_SECONDS = 0.1
 # Of one core, and of one disk.
 MAX_SHARE = 0.25
+# What publishing costs at most, so that a disk that stalls for minutes delays the next cycle no further than 5 minutes.
+MAX_PUBLISH_SECONDS = 75.0
 # What time without cycles saves up for later, in CPU seconds: the cost of a cycle that starts dbt (about 9), because
 # the event after it should not wait for half a minute.
 MAX_CREDIT_SECONDS = 10.0
@@ -38,7 +40,7 @@ class Cycle:
         started_at: By the monotonic clock, because that of the machine may be set.
         outcome: How it ended; null if another job was active.
         report: Null if it ended before the job started.
-        cost_seconds: Its CPU time, or the time to publish if that was longer.
+        cost_seconds: Its CPU time, or the time to publish if that was longer, up to `MAX_PUBLISH_SECONDS`.
     """
 
     is_full: bool
@@ -101,7 +103,10 @@ class Watch:
     next_full_at: float = 0.0
 
     def run(self) -> None:
-        """Run cycles until `stop` is set or `on_cycle` ends it. Raises what keeps the first job from starting."""
+        """Run cycles until `stop` is set or `on_cycle` ends it.
+
+        Raises what keeps the first job from starting, unless that may pass, as a full disk does.
+        """
         is_first = True
         while not self.stop.is_set():
             cycle = self._run_cycle(is_first=is_first)
@@ -120,11 +125,11 @@ class Watch:
         except AnotherJobRunsError:
             return cycle
         except Exception as error:
-            if is_first:
-                raise
             cycle.outcome = self.explain(error)
+            if is_first and cycle.outcome.exit_status != EXIT_FAILED:
+                raise
         publish_seconds = cycle.report.seconds.get("publish", 0.0) if cycle.report else 0.0
-        cycle.cost_seconds = max(_read_cpu_seconds() - before, publish_seconds)
+        cycle.cost_seconds = max(_read_cpu_seconds() - before, min(publish_seconds, MAX_PUBLISH_SECONDS))
         return cycle
 
     def _schedule(self, cycle: Cycle) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.context import build_context
+from helpers.full_disk import full_disk
 from msgbubbles.source.run import Run
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.inspect.check import check_lock
@@ -128,3 +129,12 @@ def test_folder_in_the_place_of_a_lock_is_named(workspace: Workspace, name: str)
     path.rmdir()
     with hold_lock(workspace.folder):
         pass
+
+
+def test_lock_is_held_on_a_full_disk_without_a_record_of_an_earlier_job(workspace: Workspace) -> None:
+    record = workspace.folder / "job.json"
+    record.write_text(json.dumps({"pid": 1, "since": "2026-01-01T00:00:00+00:00"}))
+    age(workspace, STALLED_AFTER * 2)
+    with full_disk(), hold_lock(workspace.folder):
+        assert "it has just started" in str(refusal(workspace))
+    assert read_holder(workspace.folder) is None

@@ -35,9 +35,11 @@ class Jobs:
     workspace: Workspace
     ends: list[int | Exception]
     cycles: list[Cycle] = field(default_factory=list)
+    publish_seconds: float = 0.0
 
     def report(self, status: int) -> RunReport:
-        return RunReport(build_context(self.workspace), Run(), outcome=Outcome(status))
+        seconds = {"publish": self.publish_seconds}
+        return RunReport(build_context(self.workspace), Run(), outcome=Outcome(status), seconds=seconds)
 
     def run_job(self) -> RunReport:
         end = self.ends.pop(0)
@@ -57,7 +59,7 @@ class Jobs:
     def watch(self, every_seconds: float) -> Watch:
         return Watch(
             spool_folder(self.workspace), every_seconds, threading.Event(), self.run_job, self.load_events,
-            lambda error: Outcome(1, str(error)), self.add,
+            lambda error: Outcome(2 if isinstance(error, UsageError) else 1, str(error)), self.add,
         )  # fmt: skip
 
     @property
@@ -77,10 +79,10 @@ def new_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., J
 
 
 def test_failures_double_the_interval_until_a_success(new_jobs: Callable[..., Jobs]) -> None:
-    jobs = new_jobs(0, 1, OSError("gone"), 3, 0)
+    jobs = new_jobs(OSError("full"), 0, 1, OSError("gone"), 3, 0)
     jobs.watch(0.2).run()
-    assert [cycle.outcome.exit_status for cycle in jobs.cycles if cycle.outcome] == [0, 1, 1, 3, 0]
-    assert [gap >= seconds for gap, seconds in zip(jobs.gaps, (0.2, 0.4, 0.8, 0.2), strict=True)] == [True] * 4
+    assert [cycle.outcome.exit_status for cycle in jobs.cycles if cycle.outcome] == [1, 0, 1, 1, 3, 0]
+    assert [gap >= seconds for gap, seconds in zip(jobs.gaps, (0.4, 0.2, 0.4, 0.8, 0.2), strict=True)] == [True] * 5
 
 
 def test_cycle_takes_a_quarter_of_a_core_until_the_next(
@@ -112,6 +114,13 @@ def test_credit_is_limited_however_long_the_rest() -> None:
     budget = Budget()
     budget.charge(Cycle(True, 0.0, cost_seconds=1.0))
     assert budget.charge(Cycle(True, 1e6, cost_seconds=15.0)) == 1e6 + 20.0
+
+
+def test_publishing_that_stalls_delays_the_next_cycle_by_five_minutes_at_most(new_jobs: Callable[..., Jobs]) -> None:
+    jobs = new_jobs(0)
+    jobs.publish_seconds = 1800.0
+    jobs.watch(1).run()
+    assert Budget(counted_at=jobs.cycles[0].started_at).charge(jobs.cycles[0]) <= jobs.cycles[0].started_at + 300
 
 
 def test_clock_that_is_set_back_delays_no_cycle(new_jobs: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch) -> None:
