@@ -7,11 +7,11 @@ import psycopg2
 import pytest
 from hypothesis import HealthCheck, settings
 
-from helpers import fork_server, postgres, process
+from helpers import faster_libraries, postgres, process
 from helpers.sizes import IS_NIGHTLY
 from msgbubbles_sync.cli.dispatch import GC_THRESHOLD
 
-fork_server.configure_duckdb()
+faster_libraries.configure_duckdb()
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
 settings.register_profile(
     "default", deadline=None, derandomize=not IS_NIGHTLY, suppress_health_check=[HealthCheck.too_slow]
@@ -22,7 +22,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command
     if "dlt" in sys.modules:
-        fork_server.memoize_type_hints()
+        faster_libraries.memoize_type_hints()
 
 
 def pytest_sessionfinish() -> None:

@@ -54,7 +54,8 @@ class _Server:
                     listener.bind(str(path))
                     listener.listen()
                     self._process = subprocess.Popen(
-                        [sys.executable, fork_server.__file__, str(listener.fileno()), str(pipelines)],
+                        [sys.executable, "-m", "tests.helpers.fork_server", str(listener.fileno()), str(pipelines)],
+                        cwd=PIPELINES.parent,
                         env=environment,
                         pass_fds=[listener.fileno()],
                         stdin=subprocess.DEVNULL,
