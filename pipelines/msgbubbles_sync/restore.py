@@ -63,7 +63,8 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
         if lost := destination.empty_lost_tables():
             say(f"files of {', '.join(lost)} are missing: emptied; everything is read again")
         workspace.set_done(LOST_FILES)
-    _restore_policy(workspace, destination, say)
+    if (workspace.folder / privacy.FILE).exists() and (restored := privacy.restore_record(workspace, destination)):
+        say(restored)
     if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):
         return
     for folder in sorted(workspace.dlt_folder.iterdir()):
@@ -111,24 +112,6 @@ def _restore_database(workspace: Workspace, destination: DuckDBFile, say: Callab
     destination.prepare()
     source = "the published file" if work.exists() else "the API, from the beginning"
     say(f"{work} was damaged: restored from {source}; the damaged file is now {moved.name}")
-
-
-def _restore_policy(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
-    """Restore the record of the privacy policy from its copy in the tables.
-
-    If more people may have been erased than the copy has, the file stays damaged, and reading it is refused.
-    """
-    path = workspace.folder / privacy.FILE
-    is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
-    if not path.exists() or is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
-        return
-    with suppress(UsageError):
-        privacy.Record.load(workspace)
-        return
-    record = privacy.read_copy(destination)
-    if record is not None:
-        say(f"{path} was damaged: restored from the warehouse; the damaged file is now {move_damaged(path).name}")
-        record.save(workspace)
 
 
 def _is_damaged_pipeline(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from msgbubbles_sync.policy import applied as privacy
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.restore import restore, tidy
 from msgbubbles_sync.run_log import FILE as RUN_LOG
+from msgbubbles_sync.webhooks.redact import CurrentPolicy
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -204,6 +205,24 @@ def test_damaged_policy_is_restored_unless_an_erasure_is_pending(workspace: Work
     [line] = restored(workspace)
     assert "privacy.json was damaged: restored from the warehouse" in line
     assert Record.load(workspace) == record
+
+
+@pytest.mark.parametrize("command", [lambda workspace: build_context(workspace).check_policy(), CurrentPolicy])
+def test_commands_restore_a_damaged_policy_and_write_no_database(
+    workspace: Workspace, command: Callable[[Workspace], object]
+) -> None:
+    record = Record(erased=frozenset({"somebody"}))
+    record.save(workspace)
+    log = workspace.work.with_name(f"{workspace.work.name}.wal")
+    with build_destination(workspace).open_writer() as connection:
+        privacy.store(connection, workspace, "msgbubbles")
+        files = {path: path.read_bytes() for path in (workspace.work, log)}
+    for path, content in files.items():  # as a killed job leaves them
+        path.write_bytes(content)
+    (workspace.folder / "privacy.json").write_text("{")
+    command(workspace)
+    assert Record.load(workspace) == record
+    assert {path: path.read_bytes() for path in (workspace.work, log)} == files
 
 
 def test_work_database_changed_by_a_command_is_not_restored(workspace: Workspace) -> None:

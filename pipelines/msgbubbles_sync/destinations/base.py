@@ -106,6 +106,10 @@ class Destination(ABC):
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to the tables that the job writes."""
 
+    def open_job_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection for reading the tables that the job writes, without its lock."""
+        return self.open_writer()
+
     def probe(self) -> None:
         """Check that the tables can be opened, if there are any. Raises `UsageError`."""
         if self.exists():

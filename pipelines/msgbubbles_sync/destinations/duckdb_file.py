@@ -101,6 +101,12 @@ class DuckDBFile(Destination):
                 self._held.enter_context(self._connect())
             yield connection
 
+    def open_job_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        try:
+            return duckdb.connect(str(self._workspace.work), read_only=True, config=self.options())
+        except duckdb.ConnectionException:  # this process has it open for writing
+            return self.open_writer()
+
     # Other commands, such as `status`, have the work file open for a moment.
     @retry(
         retry=retry_if_exception(lambda error: isinstance(error, duckdb.IOException) and "lock on file" in str(error)),

@@ -17,7 +17,7 @@ from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudony
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import InputFileError, UsageError, list_causes
-from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.files import move_damaged, write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
@@ -80,7 +80,7 @@ def read_copy(destination: Destination) -> Record | None:
     """Read the copy of the record from the tables that the job writes, or else from the published ones."""
     text: str | None = None
     if destination.has_tables():
-        with destination.open_writer() as connection:
+        with destination.open_job_tables() as connection:
             text = read_value(connection, destination.write_schema, PRIVACY)
     elif destination.exists():
         with destination.open_reader() as connection:
@@ -90,29 +90,41 @@ def read_copy(destination: Destination) -> Record | None:
     return None
 
 
-def restore_record(workspace: Workspace, destination: Destination) -> None:
+def restore_record(workspace: Workspace, destination: Destination) -> str:
     """Restore a lost record from its copy, so that erased people stay erased, and a policy stays as strict as it was.
 
-    Rows without a copy were loaded without a policy. Raises `UsageError` if the tables cannot be reached.
+    Returns what to report: empty, unless the record was damaged. One that is damaged while more people may have been
+    erased than the copy has stays damaged, and reading it is refused. Rows without a copy were loaded without a policy.
+    Raises `UsageError` if the tables cannot be reached.
     """
-    if (workspace.folder / FILE).exists() or not workspace.folder.exists():
-        return
+    path, is_damaged = workspace.folder / FILE, False
+    try:
+        if Record.load(workspace) is not None or not workspace.folder.exists():
+            return ""
+    except UsageError:
+        is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
+        if is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
+            return ""
+        is_damaged = True
     is_empty = not has_rows(workspace)
     try:
         record = read_copy(destination)
     except duckdb.IOException:
         if is_empty:
             raise
-        return  # a job has the file open, and has restored the record
+        return ""  # a job has the file open, and has restored the record
     except UsageError:
         # Runs in this folder had no record, so a damaged published file holds none.
         if workspace.destination != "duckdb" or not (workspace.folder / RUN_LOG).exists():
             raise
-        return
+        return ""
     if record is None and is_empty and destination.has_tables():
         record = Record()
-    if record is not None:
-        record.save(workspace)
+    if record is None:
+        return ""
+    moved = move_damaged(path).name if is_damaged else ""
+    record.save(workspace)
+    return f"{path} was damaged: restored from the warehouse; the damaged file is now {moved}" if is_damaged else ""
 
 
 def open_vault(settings: Settings) -> Vault | None:

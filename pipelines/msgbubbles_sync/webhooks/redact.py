@@ -16,7 +16,7 @@ from msgbubbles.redact_payloads import concerns_erased, redact_payload
 from msgbubbles_sync.destinations import build_destination
 from msgbubbles_sync.files import read_modified_at_ns
 from msgbubbles_sync.policy.applied import FILE as RECORD
-from msgbubbles_sync.policy.applied import build_redactor, is_folder_lost, restore_record
+from msgbubbles_sync.policy.applied import build_redactor, has_rows, restore_record
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -75,7 +75,7 @@ class CurrentPolicy:
         if settings.policy == FULL and settings.vault is None and not modified_at_ns:
             self._redactor = None
         else:
-            if is_folder_lost(self._workspace):
+            if has_rows(self._workspace):
                 restore_record(self._workspace, build_destination(self._workspace, settings.sync))
             self._redactor = build_redactor(self._workspace, settings)
             if settings.policy.redacts and settings.vault is not None and self._redactor.vault is None:
