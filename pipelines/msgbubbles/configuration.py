@@ -245,9 +245,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        where = f"line {line[1]}" if line else "its end"
+        where = f":{line[1]}" if line else ", at its end,"
         raise ConfigurationError(
-            f"{path}: {where} is not TOML; put text in quotes, and names of sections in brackets"
+            f"{_display(path)}{where} is not TOML. Put text in quotes, and names of sections in brackets."
         ) from None
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 WEBHOOKS = ("prometheus_client", "tomlkit")
 GROUPS = ("yaml",)
+USE_VENV = "use .venv/bin/python, which `make demo` sets up"
 SYNC = ("dbt", "duckdb", "filelock", "rich", "starlette", "typer", "uvicorn")
 
 
@@ -12,5 +15,6 @@ def missing_extra(error: ImportError) -> str | None:
     module = (error.name or "").partition(".")[0]
     for extra, modules in (("sync", SYNC), ("groups", GROUPS), ("webhooks", WEBHOOKS)):
         if module in modules:
-            return f"{module} is not installed: pip install '/path/to/project[{extra}]'"
+            alternative = f"{USE_VENV}, or " if sys.argv[0].endswith(".py") else ""
+            return f"{module} is not installed: {alternative}pip install '/path/to/project[{extra}]'"
     return None

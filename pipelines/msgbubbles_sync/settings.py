@@ -347,4 +347,4 @@ def _convert_secrets(value: Any, where: Callable[[], str]) -> tuple[str, ...]:
 def _describe_placeholder(api_key: Value | None) -> str | None:
     if api_key is None or not PLACEHOLDER.fullmatch(api_key.value.strip()):
         return None
-    return f"{api_key.where()}: api_key is a placeholder. Replace it by the key of your account."
+    return f"{api_key.where()}: api_key is a placeholder. Replace it with the key of your account."

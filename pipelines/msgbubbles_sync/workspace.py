@@ -75,14 +75,19 @@ class Workspace:
                 f"--database: the path {str(database)!r} contains {refused[0]!r}, which DuckDB and dlt cannot handle; "
                 "rename the folder or file, or choose another"
             )
-        if database.is_dir() or not database.parent.is_dir():
-            raise UsageError(f"--database: {database} must be a file in a folder that exists")
+        if database.is_dir():
+            raise UsageError(f"--database: {database} is a folder; name a file in it: {database / 'warehouse.duckdb'}")
+        if not database.parent.is_dir():
+            raise UsageError(f"--database: create the folder {database.parent} first, or choose another")
         if account is not None:
             database = database.with_name(f"{database.stem}_{account}{database.suffix}")
         file = follow_links(database)[-1]
         if file.is_symlink() or not file.parent.is_dir() or (file.exists() and not file.is_file()):
             raise UsageError(f"--database: {database} leads to {file}, which must be a file in a folder that exists")
-        return cls(database, destination, account)
+        workspace = cls(database, destination, account)
+        if file.exists() and not workspace.folder.exists() and not _may_be_duckdb(file):
+            raise UsageError(f"--database: {database} is not a DuckDB file; choose another name")
+        return workspace
 
     @property
     def file(self) -> Path:
@@ -204,3 +209,10 @@ class Workspace:
 
     def set_done(self, step: str) -> None:
         (self.folder / f"{step}.pending").unlink(missing_ok=True)
+
+
+def _may_be_duckdb(file: Path) -> bool:
+    """Return whether a file is empty or begins as DuckDB's do, or cannot be read."""
+    with suppress(OSError), file.open("rb") as content:
+        return content.read(12)[8:] in (b"", b"DUCK")
+    return True

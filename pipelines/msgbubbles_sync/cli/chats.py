@@ -24,7 +24,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 
 from . import commands
-from .main import Script, Session, build_app
+from .main import Script, Session, build_app, parse_time
 
 
 class DefaultsToSync(TyperGroup):
@@ -49,9 +49,10 @@ class CommandAnywhere(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
-def refuse_future(day: datetime | None) -> datetime | None:
-    """Return a day (UTC). Raises `BadParameter` if it is in the future."""
-    if day is not None and day.replace(tzinfo=UTC) > datetime.now(UTC):
+def parse_day(text: str) -> datetime:
+    """Parse a day (UTC). Raises `BadParameter` if it is in the future."""
+    day = parse_time(text, "%Y-%m-%d")
+    if day.replace(tzinfo=UTC) > datetime.now(UTC):
         raise typer.BadParameter(f"{day:%Y-%m-%d} is in the future. Pass today or an earlier day.")
     return day
 
@@ -67,12 +68,7 @@ def sync(
     session: Session,
     since: Annotated[
         datetime | None,
-        typer.Option(
-            help="Read nothing older than this day (UTC).",
-            formats=["%Y-%m-%d"],
-            metavar="YYYY-MM-DD",
-            callback=refuse_future,
-        ),
+        typer.Option(help="Read nothing older than this day (UTC).", metavar="YYYY-MM-DD", parser=parse_day),
     ] = None,
     max_requests: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after N requests. The next run continues.")
@@ -139,7 +135,7 @@ def verify(
     Exits with status 3 if they differ.
     """
     if full == (sample is not None):
-        raise UsageError("verify needs --full or --sample N. Pass one of them, for example --sample 20.")
+        raise UsageError("Pass either --full or --sample N, for example --sample 20.")
     return commands.inspect.verify(session, sample=sample, repair=repair)
 
 

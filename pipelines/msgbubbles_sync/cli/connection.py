@@ -25,11 +25,11 @@ from msgbubbles_sync.workspace import Workspace
 from .main import Session
 from .signals import stopped_by_signals
 
-NO_KEY = """No API key. Either
+NO_KEY = """No API key. Set api_key in dlt_config/secrets.toml (copy secrets.toml.example), or in the environment:
 
-  try a simulated account:   python pipelines/{script} --sandbox
-  or use your own key:       export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
-                             (or set it in dlt_config/secrets.toml, see secrets.toml.example)"""
+  export SOURCES__MSGBUBBLES__API_KEY=sk_live_...
+
+To try a simulated account without a key, add --sandbox."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Connection:
     def client(self, redactor: Redactor | None = None, *, max_attempts: int | None = None) -> Client:
         """Build a client; with a redactor, one that applies the privacy policy. Raises `UsageError` without a key."""
         settings, source = self.context.settings, self.context.settings.source
-        check_api_key(settings, self.script)
+        check_api_key(settings)
         if max_attempts is not None:
             source = structs.replace(source, max_attempts=max_attempts)
         transport = self.run.build_transport(settings.api_key, source)
         return build_client(transport, redactor or Redactor(), sender_field=source.sender_field)
 
 
-def check_api_key(settings: Settings, script: str) -> None:
+def check_api_key(settings: Settings) -> None:
     """Raise `UsageError` without an API key, or with the placeholder of an example."""
     if not settings.api_key:
-        raise UsageError(NO_KEY.format(script=script))
+        raise UsageError(NO_KEY)
     if settings.placeholder:
         raise UsageError(settings.placeholder)
 

@@ -16,12 +16,13 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from msgbubbles_sync.extras import missing_extra
+from msgbubbles_sync.extras import USE_VENV, missing_extra
 
 # New objects that start a garbage collection. With Python's 700, collecting takes a fifth of the CPU time of a quiet
 # run. A first load of 200,000 messages peaks 30 MB higher than with 700, and 280 MB higher without any collection.
 GC_THRESHOLD = 100_000
 EXIT_USAGE, EXIT_STOPPED = 2, 130  # as in `outcome`, which needs an extra to import
+MIN_PYTHON = (3, 11)
 # What an ASCII terminal shows in place of the symbols of progress and of `status`.
 ASCII_SYMBOLS = {"█": "#", "▓": "*", "▒": "+", "░": ":", "·": ".", "…": "...", "→": "->"}
 SUMMARIES = {
@@ -38,6 +39,9 @@ def main() -> None:
 
 def run(name: str, arguments: list[str], program: str) -> None:
     """Run the program of a module in this package as this process."""
+    if sys.version_info < MIN_PYTHON:  # pip refuses to install the package then, but a script starts
+        sys.stderr.write(f"{program} needs Python 3.11 or later: {USE_VENV}\n")
+        sys.exit(EXIT_USAGE)
     gc.set_threshold(GC_THRESHOLD, 10, 10)  # before anything large is imported
     try:
         start(lambda: import_module(f".{name}", __package__).app(arguments, prog_name=program))

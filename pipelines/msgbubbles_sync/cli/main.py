@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -114,6 +116,15 @@ def print_version(is_asked: bool) -> None:
     if is_asked:
         typer.echo(f"msgbubbles-sync {VERSION}")
         raise typer.Exit
+
+
+def parse_time(text: str, *formats: str) -> datetime:
+    """Parse a time in one of some formats. Raises `BadParameter` if it has none of them."""
+    for form in formats:
+        with suppress(ValueError):
+            return datetime.strptime(text, form)  # noqa: DTZ007 - each option has a time zone of its own
+    example = " or ".join(datetime(2026, 1, 31, 9, 30).strftime(form) for form in formats[:2])  # noqa: DTZ001
+    raise typer.BadParameter(f"write it as {example}, not {text!r}.")
 
 
 Version = Annotated[

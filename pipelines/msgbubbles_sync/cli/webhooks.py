@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from . import commands
-from .main import Script, Session, build_app
+from .main import Script, Session, build_app, parse_time
 
 app = build_app(__doc__)
 SCRIPT = Script("webhooks.py", app, "stopped at once; answered events are on disk, and the next load continues")
@@ -62,8 +62,8 @@ def replay(
         datetime | None,
         typer.Option(
             help="Also load the events again that were received since this time (UTC).",
-            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
             metavar="YYYY-MM-DD[THH:MM]",
+            parser=lambda text: parse_time(text, "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"),
         ),
     ] = None,
 ) -> int:

@@ -137,8 +137,8 @@ def explain_shared_key(workspace: Workspace, settings: Settings) -> str | None:
     if not settings.api_key or not others:
         return None
     return (
-        f"the API key is also that of the warehouses with their files in {', '.join(others)}: they hold the same rows, "
-        "and share its requests per minute"
+        f"the same API key fills the warehouses with their files in {', '.join(others)}: they hold the same rows, and "
+        "all share its requests per minute"
     )
 
 

@@ -52,8 +52,8 @@ def _find_fix(path: Path, error: duckdb.Error) -> str:
     if "lock" in str(error):
         return "another process has it open for writing. Open it with read_only=True there"
     return (
-        f"it is damaged ({type(error).__name__}), or no such file. A sync publishes it again; if this is the sync, "
-        "move the file away, or pass another --database"
+        f"it is damaged ({type(error).__name__}), or not a DuckDB file. A sync publishes it again; if this is the "
+        "sync, move the file away, or pass another --database"
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,7 +149,10 @@ def validate_rows(
     rows = [{fold_column(name): value for name, value in row.items()} for row in rows]
     missing = [name for name in REQUIRED if all(name not in row for row in rows)]
     if missing:
-        raise UsageError(f"the desired table has no column {', '.join(missing)}; it needs {', '.join(REQUIRED)}")
+        others = {str(name) for row in rows for name in row} - COLUMNS
+        hints = [f" Should {near[0]} be {name}?" for name in missing if (near := get_close_matches(name, others, 1))]
+        needs = f"the desired table has no column {', '.join(missing)}; it needs {', '.join(REQUIRED)}."
+        raise UsageError("".join([needs, *hints]))
     faults: list[str] = []
     groups = []
     for number, row in enumerate(rows, 1):

@@ -15,7 +15,14 @@ from typing import Any
 import msgspec
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ApiError, ConfigurationError, ForbiddenError, PermanentError, UnreachableError
+from msgbubbles.errors import (
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    ForbiddenError,
+    PermanentError,
+    UnreachableError,
+)
 from msgbubbles.models import Chat, Message, Page
 from msgbubbles.responses import Answer
 from msgbubbles.source.paginate import cursor_ms
@@ -176,6 +183,10 @@ def _check_api(connect: Callable[[], Client], local: LocalState) -> Iterator[Che
             failed["numbers"] = error
         if client.transport.last_answer is None:
             fix = "check base_url, the network, and the key in dlt_config/secrets.toml"
+            if isinstance(failed["chats"], AuthenticationError):
+                fix = "correct api_key in dlt_config/secrets.toml, or the variable that sets it"
+            elif isinstance(failed["chats"], UnreachableError):
+                fix = "check base_url and the network"
             yield CheckResult("api", "failed", str(failed["chats"]), fix)
             return
         yield CheckResult("api", "ok", what)

@@ -74,6 +74,8 @@ class Certificate:
         what = ", ".join(f"{count:,} of {table}" for table, count in sorted(self.rows.items())) or "no rows"
         people = format_count(self.people, "person")
         head = f"Erasure {self.erasure_id}, {self.erased_at:%Y-%m-%d %H:%M} UTC: {people}; {what}."
+        if not self.people:
+            head += " Nobody was found: check how the handles are spelled. Later runs load nothing of them."
         return "\n".join([head, "Not reached:", *(f"- {place}" for place in self.out_of_reach)])
 
 

@@ -148,11 +148,30 @@ def test_privacy_commands_have_help_pages_of_their_own(action: str) -> None:
     assert "--json" in page
 
 
-def test_future_start_is_refused(tmp_path: Path) -> None:
-    refused = run_fork(*CHATS, "--since", "2999-01-01", "--database", "new.duckdb", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("day", "says"),
+    [
+        ("2999-01-01", "Invalid value for '--since': 2999-01-01 is in the future. Pass today or an earlier day."),
+        ("yesterday", "Invalid value for '--since': write it as 2026-01-31, not 'yesterday'."),
+    ],
+)
+def test_start_that_is_no_past_day_is_refused(tmp_path: Path, day: str, says: str) -> None:
+    refused = run_fork(*CHATS, "--since", day, "--database", "new.duckdb", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "2999-01-01 is in the future" in refused.stderr
+    assert says in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("key,title\nnorth,North team\n")
+    refused = run_fork(*CHATS, "--sandbox", "--database", str(table))
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"--database: {table} is not a DuckDB file; choose another name\n",
+    )
+    assert table.read_text().startswith("key,title")
+    assert list(tmp_path.iterdir()) == [table]
 
 
 @pytest.mark.parametrize(

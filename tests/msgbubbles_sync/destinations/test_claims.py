@@ -172,7 +172,10 @@ def test_other_warehouses_with_the_same_key_are_shown(tmp_path: Path) -> None:
     assert result.state == "info", "a warehouse for tests is no error"
     for message in (status.shared_key, result.what):
         assert message is not None
-        assert f"also that of the warehouses with their files in {prod.folder}: they hold the same rows" in message
+        assert (
+            f"the same API key fills the warehouses with their files in {prod.folder}: they hold the same rows"
+            in message
+        )
         assert "sk_live" not in message
     assert explain_shared_key(dev, replace(settings, api_key="sk_live_two")) is None
     shutil.rmtree(prod.folder)

@@ -103,6 +103,10 @@ def test_a_missing_title_is_none(workspace: Workspace, tmp_path: Path) -> None:
         ("SELECT 1/'secret text' AS x", r"the query failed on company.duckdb \(ConversionException\)"),
         ("SELECT 1 AS key", "has no column from_handle, addresses, message; it needs key, from_handle"),
         (
+            "SELECT 1 AS key, 2 AS from_handle, 3 AS adresses, 4 AS message",
+            "has no column addresses; it needs key, from_handle, addresses, message. Should adresses be addresses?",
+        ),
+        (
             "SELECT * FROM marts.desired_groups WHERE false",
             "no rows, which is probably a mistake; no group was changed",
         ),

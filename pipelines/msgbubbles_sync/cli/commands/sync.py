@@ -37,7 +37,7 @@ def prepare(session: Session) -> None:
     context, reporter = session.context, session.reporter
     workspace, destination = context.workspace, context.destination
     if not session.sandbox:
-        check_api_key(context.settings, session.script)
+        check_api_key(context.settings)
     refuse_newer(workspace.version, str(workspace.folder))
     if not (workspace.folder / CLAIM_FILE).exists():
         # A newer version is the more useful error, even if the tables belong to another account.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def _open_for_load(session: Session) -> Iterator[Context]:
 def register(
     session: Session, url: str, events: list[str] | None, *, ask: bool, show: bool, secrets_file: Path | None
 ) -> int:
+    if not re.match(r"https://[^/]|http://(127\.0\.0\.1|localhost)[:/]", url):
+        raise UsageError(f"the URL must begin with https://, as in https://hooks.example.com/, not {url!r}.")
     events = events or list(KNOWN_TYPES)
     if ask and not _confirm_types(events):
         return EXIT_STOPPED
