@@ -19,15 +19,16 @@ from pathlib import Path
 
 import platformdirs
 
-from .errors import ConfigurationError
-
 # The API may count a request later than we sent it. The extra second prevents the 121st request of a full window from
 # arriving a moment too early; it costs 1.6% of the rate.
 WINDOW_SECONDS = 61.0
 # A limit that was reduced after a 429 grows by this factor, each time this many seconds have passed.
 GROWTH, GROWTH_SECONDS = 1.1, 600.0
 LONGEST_WAIT_SECONDS = 3600.0
-ALONE = "the record of requests in %s cannot be written (%s): this process counts its own requests only"
+ALONE = (
+    "the record of requests in %s cannot be written (%s): this process counts its own requests only. Set budget_dir to "
+    "a writable folder"
+)
 
 
 class RateLimiter:
@@ -67,21 +68,13 @@ class RateLimiter:
 
     @classmethod
     def for_key(cls, api_key: str, requests_per_minute: int, folder: str | Path | None = None) -> RateLimiter:
-        """Return the rate limiter that all processes of this user share for `api_key`.
-
-        Raises `ConfigurationError` if `folder` is given and not writable.
-        """
+        """Return the rate limiter that all processes of this user share for `api_key`, as far as it can be written."""
         path = find_record(api_key, "budget", folder).with_suffix(".sqlite")
         try:
             return cls(path, requests_per_minute)
         except (OSError, sqlite3.Error) as error:
-            if folder is None or isinstance(error, sqlite3.OperationalError):
-                logging.getLogger(__name__).warning(ALONE, path, error)
-                return cls(None, requests_per_minute)
-            raise ConfigurationError(
-                f"budget_dir: the rate limiter cannot write its record to {path.parent} ({error}); name a writable "
-                "folder"
-            ) from None
+            logging.getLogger(__name__).warning(ALONE, path, error)
+            return cls(None, requests_per_minute)
 
     def acquire(self) -> float:
         """Count one request and return 0, or count nothing and return how many seconds to wait before the next try."""

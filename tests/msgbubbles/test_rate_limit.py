@@ -340,11 +340,12 @@ def test_full_disk_limits_the_requests_of_this_process_alone(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     rate_limiter, unwritable = open_limiter(1), RateLimiter.for_key(SECRET, 1)
-    with closing(unwritable), full_disk():
-        for limiter in (rate_limiter, unwritable):
+    named = RateLimiter.for_key(SECRET, 1, tmp_path / "file" / "folder")
+    with closing(unwritable), closing(named), full_disk():
+        for limiter in (rate_limiter, unwritable, named):
             assert limiter.acquire() == 0
             assert limiter.acquire() > 0
-    assert len([record for record in caplog.records if "counts its own requests only" in record.message]) == 2
+    assert len([record for record in caplog.records if "counts its own requests only" in record.message]) == 3
 
 
 def test_record_that_cannot_be_used_is_replaced(tmp_path: Path, open_limiter: Open) -> None:

@@ -354,9 +354,3 @@ def test_file_name_does_not_contain_the_key(tmp_path: Path) -> None:
     names = [path.name for path in tmp_path.glob("*.sqlite")]
     assert len(names) == 2
     assert not any(SECRET[8:] in name for name in names)
-
-
-def test_folder_that_is_not_writable_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="budget_dir"):
-        RateLimiter.for_key(SECRET, 1, tmp_path / "file" / "folder")

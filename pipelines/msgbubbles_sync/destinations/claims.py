@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -155,7 +156,8 @@ def find_account_files(workspace: Workspace) -> dict[str, Path]:
     files = {} if workspace.account is None else {workspace.account: workspace.database}
     for folder in (workspace.database.parent / ".msgbubbles").iterdir():
         other = read_claim(folder / CLAIM_FILE)
-        if other is None and (folder / CLAIM_FILE).exists():  # damaged: its own job will restore it
+        is_unreadable = not os.access(folder, os.X_OK) or (folder / CLAIM_FILE).exists()
+        if other is None and is_unreadable:  # its own job will restore it, or name the folder
             other = read_published_claim(workspace.database.with_name(f"{folder.name}{workspace.database.suffix}"))
         if other is not None and other.get("of") == workspace.combined.name:
             name = other["name"]

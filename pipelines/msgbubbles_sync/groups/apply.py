@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 from msgbubbles.client import Client
@@ -344,12 +345,16 @@ def is_key_refused(client: Client, status: int | None) -> bool:
 
 
 def _has_access(client: Client) -> bool:
-    """Return whether the API lists the numbers, or at least does not refuse to."""
-    try:
-        client.list_numbers()
-    except ApiError as error:
-        return not isinstance(error, AuthenticationError)
-    return True
+    """Return whether the API lists the numbers or the chats, or at least does not refuse to."""
+    for request in (client.list_numbers, partial(client.list_chats, limit=1)):
+        try:
+            request()
+        except AuthenticationError:
+            continue
+        except ApiError:
+            pass
+        return True
+    return False
 
 
 def build_idempotency_key(creation: Operation) -> str:

@@ -117,7 +117,7 @@ def test_unnamed_warehouse_accepts_a_name_but_no_other_account(tmp_path: Path) -
     assert find_account_files(north) == {"north": north.database}
 
 
-def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
+def test_account_with_a_damaged_claim_or_an_unreadable_folder_is_still_shown(tmp_path: Path) -> None:
     workspaces = [
         claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name)) for name in ("north", "south")
     ]
@@ -125,7 +125,12 @@ def test_account_with_a_damaged_claim_is_still_shown(tmp_path: Path) -> None:
     for workspace in (*workspaces, other):
         publish(workspace)
         (workspace.folder / CLAIM_FILE).write_text("{")
-    assert find_account_files(workspaces[0]) == {"north": workspaces[0].database, "south": workspaces[1].database}
+    files = {"north": workspaces[0].database, "south": workspaces[1].database}
+    assert find_account_files(workspaces[0]) == files
+    # A folder that not even root can open.
+    shutil.rmtree(workspaces[1].folder)
+    workspaces[1].folder.symlink_to(workspaces[1].folder)
+    assert find_account_files(workspaces[0]) == files
 
 
 def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:

@@ -331,12 +331,15 @@ def test_rename_that_the_network_rewrites_is_not_repeated(world: World, answers:
 @pytest.mark.parametrize(
     ("status", "reads"), [(400, True), (401, True), (401, False), (403, True), (403, False), (409, False), (500, True)]
 )
-def test_failing_group_does_not_stop_the_others(world: World, status: int, reads: bool) -> None:
+@pytest.mark.parametrize("numbers", [True, False])
+def test_failing_group_does_not_stop_the_others(world: World, status: int, reads: bool, numbers: bool) -> None:
     wanted = [row(key, ANNA, BEN) for key in "abc"]
     world.apply(*wanted)
     chat_id = str(world.observed("b").chat_id)
     world.server.knobs.refusal = lambda method, path: (
-        (status, "refused") if chat_id in path and (reads or method != "GET") else None
+        (status, "refused")
+        if (chat_id in path and (reads or method != "GET")) or (path.endswith("/numbers") and not numbers)
+        else None
     )
     for _ in range(2):
         wanted = [{**one, "title": f"{one['title']}x"} for one in wanted]
