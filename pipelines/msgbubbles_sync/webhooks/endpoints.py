@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from msgbubbles.client import Client
-from msgbubbles.errors import ConfigurationError
+from msgbubbles.errors import (
+    ConfigurationError,
+    MsgBubblesError,
+    NotFoundError,
+    RateLimitedError,
+    RetryableError,
+    UnreachableError,
+)
 from msgbubbles.models import Webhook
 from msgbubbles_sync.errors import UsageError
 
@@ -22,7 +29,8 @@ ABOUT_DELIVERIES = re.compile("last|fail|error|success|deliver|status|enabled|di
 class NewEndpoint:
     """An endpoint that was created.
 
-    `secret` is null if it was stored in `stored_in`. `replaces` is the id of an endpoint that this one replaces.
+    `secret` is null if it was stored in `stored_in`. `replaces` is the id of an endpoint that this one replaces; if it
+    could not be removed, `failure` is why.
     """
 
     id: str
@@ -32,6 +40,7 @@ class NewEndpoint:
     stored_in: str | None
     replaces: str | None = None
     is_old_removed: bool = False
+    failure: str = ""
 
     def as_dict(self) -> dict[str, object]:
         values: dict[str, object] = {"id": self.id, "url": self.url, "events": list(self.events)}
@@ -57,11 +66,19 @@ class NewEndpoint:
 def register_endpoint(client: Client, url: str, events: Sequence[str], store: SecretStore | None) -> NewEndpoint:
     """Create an endpoint. Its secret is written to `store`, or returned if `store` is null.
 
-    Raises `UsageError` before the request if the secret cannot be stored.
+    Raises `UsageError` before the request if the secret cannot be stored, and as the client does.
     """
     if store is not None:
         store.check_writable()
-    webhook = client.create_webhook(url, events)
+    try:
+        webhook = client.create_webhook(url, events)
+    except (UnreachableError, RateLimitedError):
+        raise
+    except RetryableError as error:
+        message = (
+            f"{error}. The endpoint may exist all the same: if webhooks.py list shows it, remove it before you retry"
+        )
+        raise RetryableError(message, status=error.status, code=error.code) from None
     if not webhook.secret:
         raise UsageError(
             f"{webhook.id} was created, but the API returned no secret, so its events cannot be verified. Run "
@@ -103,7 +120,12 @@ def rotate_secret(client: Client, webhook_id: str, store: SecretStore | None) ->
     if webhook is None or webhook.url is None or webhook.events is None:
         raise UsageError(f"the API has no endpoint {webhook_id} with a URL and events. Check webhooks.py list.")
     endpoint = register_endpoint(client, webhook.url, webhook.events, store)
-    is_stored = endpoint.secret is None
-    if is_stored:
-        client.delete_webhook(webhook_id)
-    return replace(endpoint, replaces=webhook_id, is_old_removed=is_stored)
+    endpoint = replace(endpoint, replaces=webhook_id, is_old_removed=endpoint.secret is None)
+    try:
+        if endpoint.is_old_removed:
+            client.delete_webhook(webhook_id)
+    except NotFoundError:
+        pass
+    except MsgBubblesError as error:  # both send, and the new secret is stored
+        return replace(endpoint, is_old_removed=False, failure=f"{webhook_id} could not be removed: {error}")
+    return endpoint

@@ -11,7 +11,7 @@ import pytest
 from helpers.context import build_context
 from helpers.hooks import receiving, workspace_in
 from msgbubbles.client import Client
-from msgbubbles.errors import NotFoundError, PermanentError
+from msgbubbles.errors import NotFoundError, PermanentError, RetryableError
 from msgbubbles.models import Webhook
 from msgbubbles.transport import Transport
 from msgbubbles_sync.errors import UsageError
@@ -113,6 +113,25 @@ def test_rotation_loses_no_event(server: Server, client: Client, tmp_path: Path)
         client.delete_webhook(second.id)
     with pytest.raises(UsageError, match=r"webhooks.py list"):
         endpoints.rotate_secret(client, "nobody", None)
+
+
+def test_rotation_shows_the_new_endpoint_if_the_old_one_cannot_be_removed(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    store = SecretStore(tmp_path / "secrets.toml")
+    first = endpoints.register_endpoint(client, URL, KNOWN_TYPES, store)
+    server.knobs.refusal = lambda method, _path: (403, "forbidden") if method == "DELETE" else None
+    second = endpoints.rotate_secret(client, first.id, store)
+    assert {row.id for row in client.list_webhooks().rows} == {first.id, second.id}
+    assert f"{first.id} could not be removed: the API answered 403 forbidden" in second.failure
+    assert f"webhooks.py remove {first.id}" in str(second)
+
+
+def test_endpoint_that_may_have_been_created_is_mentioned(server: Server, client: Client) -> None:
+    server.knobs.write_answer = 200, b'{"id":'
+    with client.transport.at_most(1), pytest.raises(RetryableError, match=r"malformed answer.*may exist all the same"):
+        endpoints.register_endpoint(client, URL, KNOWN_TYPES, None)
+    assert len(client.list_webhooks().rows) == 1
 
 
 def test_invalid_url_is_refused_by_the_api(client: Client) -> None:

@@ -88,25 +88,29 @@ def show_endpoints(session: Session) -> int:
     receiver = ReceiverState.read(session.context.workspace)
     try:
         with _connect(session) as client:
-            webhooks = client.list_webhooks().rows
+            page = client.list_webhooks()
     except ApiError:
         session.reporter.print_text([{"receiver": receiver.as_dict()}], str(receiver))
         raise
     lines = []
-    for webhook in webhooks:
+    for webhook in page.rows:
         fields = "".join(f"  {name}: {value}" for name, value in read_delivery_fields(webhook).items())
         lines.append(f"{webhook.id}  {webhook.url}  {', '.join(webhook.events or ())}{fields}")
     lines = lines or ["No endpoints. Create one with: webhooks.py register URL"]
-    rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in webhooks]
+    rows = [endpoint_dict(webhook) | {"receiver": receiver.as_dict()} for webhook in page.rows]
     session.reporter.print_text(rows, "\n".join([*lines, str(receiver)]))
-    return 0
+    for rejected in page.rejected:
+        session.reporter.fail(f"an endpoint in the API's answer cannot be read: {rejected.reason}")
+    return EXIT_INCOMPLETE if page.rejected else 0
 
 
 def rotate(session: Session, webhook_id: str, *, show: bool, secrets_file: Path | None) -> int:
     with _connect(session) as client:
         endpoint = rotate_secret(client, webhook_id, _open_store(session, secrets_file, show=show))
     session.reporter.print_text(endpoint.as_dict(), str(endpoint))
-    return 0
+    if endpoint.failure:
+        session.reporter.fail(endpoint.failure)
+    return EXIT_INCOMPLETE if endpoint.failure else 0
 
 
 def remove(session: Session, webhook_id: str) -> int:
