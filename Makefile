@@ -56,12 +56,12 @@ words: .venv/ready
 # From a copy: dbt opens a database to write to it, and would keep others from reading it.
 DATABASES := $(if $(DATABASE),'$(DATABASE)',$(wildcard warehouse.duckdb demo.duckdb))
 DOCS := $(CURDIR)/build/docs
-HAS_MARTS := import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True).execute("FROM marts.thread_activity LIMIT 0")
+HAS_MARTS := import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True).execute("FROM duckdb_columns() WHERE schema_name = ?", ["marts"]).fetchone() or sys.exit(1)
 
 docs: .venv/ready
 	@umask 077; mkdir -p '$(DOCS)' && rm -f '$(DOCS)/docs.duckdb'; for database in $(DATABASES); do \
 		test -f "$$database" || { echo "$$database does not exist."; continue; }; \
-		if $(PY) -c '$(HAS_MARTS)' "$$database" 2>/dev/null; then cp "$$database" '$(DOCS)/docs.duckdb'; break; fi; \
+		if $(PY) -c '$(HAS_MARTS)' "$$database" 2>/dev/null; then install -m 600 "$$database" '$(DOCS)/docs.duckdb'; break; fi; \
 		echo "Skipped $$database, because it has no marts. Run the sync without --no-transform."; \
 	done
 	@test -f '$(DOCS)/docs.duckdb' || { echo 'There is no database with marts. Run make demo, or make docs DATABASE=path/to/the.duckdb'; exit 2; }

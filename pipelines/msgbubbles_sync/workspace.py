@@ -30,6 +30,8 @@ CLAIM_FILE = "account.json"
 VERSION, VERSION_FILE = 2, "version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
+# Names may have 255 bytes, and paths 4,096, with what is appended for logs, copies, and the files of dlt and dbt.
+MAX_NAME_BYTES, MAX_PATH_BYTES = 215, 3600
 # Settings of dlt that the job relies on.
 RELIED_ON = {
     "EXTRACT__NEXT_ITEM_MODE": "fifo",
@@ -74,6 +76,12 @@ class Workspace:
             raise UsageError(
                 f"--database: the path {str(database)!r} contains {refused[0]!r}, which DuckDB and dlt cannot handle; "
                 "rename the folder or file, or choose another"
+            )
+        name = os.fsencode(f"{database.name}_{account or ''}")
+        if len(name) > MAX_NAME_BYTES or len(os.fsencode(database)) > MAX_PATH_BYTES:
+            raise UsageError(
+                f"--database: the name may have {MAX_NAME_BYTES} bytes, with that of the account, and the path "
+                f"{MAX_PATH_BYTES}, because the job appends to both; choose a shorter one"
             )
         if database.is_dir():
             raise UsageError(f"--database: {database} is a folder; name a file in it: {database / 'warehouse.duckdb'}")

@@ -237,7 +237,8 @@ class DuckDBFile(Destination):
     def is_older_than(self, minutes: float) -> bool:
         if not (self.exists() and self._is_as_published()):
             return True
-        return time.time() - self._workspace.database.stat().st_mtime > minutes * 60
+        age_seconds = time.time() - self._workspace.database.stat().st_mtime
+        return not 0 <= age_seconds <= minutes * 60  # negative once the clock was set back
 
     def _is_as_published(self) -> bool:
         """Return whether the published files are as this job left them."""

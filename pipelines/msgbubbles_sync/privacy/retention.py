@@ -70,7 +70,8 @@ def expire(context: Context) -> Counter[str]:
 
 def _is_due(workspace: Workspace) -> bool:
     path = workspace.folder / DONE
-    return not path.exists() or time.time() - path.stat().st_mtime >= DAY_SECONDS
+    # Negative once the clock was set back.
+    return not path.exists() or not 0 <= time.time() - path.stat().st_mtime < DAY_SECONDS
 
 
 def _has_old_texts(connection: duckdb.DuckDBPyConnection, schema: str, before: datetime) -> bool:

@@ -174,6 +174,14 @@ def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [table]
 
 
+@pytest.mark.parametrize("length", [210, 300])
+def test_name_that_leaves_no_room_for_the_files_of_the_job_is_refused(tmp_path: Path, length: int) -> None:
+    refused = run_fork(*CHATS, "--sandbox", "--database", "n" * length + ".duckdb", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("--database: the name may have 215 bytes")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "command", [["status", "--json"], ["verify", "--full"], ["erase", "+15550100"], ["privacy", "apply"]]
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -22,7 +24,7 @@ from msgbubbles_sync.destinations import duckdb_file
 from msgbubbles_sync.destinations import publish as publishing
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
-from msgbubbles_sync.destinations.publish import publish
+from msgbubbles_sync.destinations.publish import publish, read_mark
 from msgbubbles_sync.destinations.union_accounts import combine
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import SyncSettings
@@ -164,6 +166,10 @@ def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Call
     destination.publish()
     assert 5 in rows(workspace.database)
     assert not destination.is_older_than(60)
+    ahead = time.time() + 1000
+    os.utime(workspace.database, (ahead, ahead))
+    (workspace.folder / "published.json").write_text(json.dumps(read_mark(workspace.database)))
+    assert destination.is_older_than(60), "the clock was set back since"
     workspace.database.unlink()
     assert destination.is_older_than(60)
 
