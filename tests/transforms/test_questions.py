@@ -289,6 +289,10 @@ ANSWERS: dict[str, list[tuple[Any, ...]]] = {
         ("sms", 2, 50, 50, 100),
         ("whatsapp", 2, 0, 50, 0),
     ],
+    "Which contacts have not written for two weeks?": [
+        ("+20", None, at(2, "07:00"), at(27, "07:00", month=10), 2),
+        ("+13", None, at(4, "12:00"), at(4, "12:40"), 3),
+    ],
     "Who writes to us over several channels?": [
         ("+11", "imessage,sms", 2, 2, at(17, "09:30")),
         ("+13", "imessage", 2, 0, at(4, "12:40")),

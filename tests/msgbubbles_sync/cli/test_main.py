@@ -106,6 +106,13 @@ def test_interrupt_while_modules_are_imported_ends_without_a_traceback() -> None
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")
 
 
+def test_older_python_is_refused_with_the_one_to_use() -> None:
+    program = "import sys; sys.version_info = (3, 10)\nfrom msgbubbles_sync.cli.dispatch import run\n"
+    refused = run_command(sys.executable, "-c", f"{program}run('chats', [], 'chats.py')")
+    assert refused.returncode == 2
+    assert refused.stderr == "chats.py needs Python 3.11 or later: use .venv/bin/python, which `make demo` sets up\n"
+
+
 def test_sync_imports_dlt_dbt_and_pyarrow_only_when_needed() -> None:
     imports = "import msgbubbles_sync.cli.commands.watch\nprint({'dlt', 'dbt', 'pyarrow'} & set(sys.modules))"
     assert run_program(imports).stdout == "set()\n"
