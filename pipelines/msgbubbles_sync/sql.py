@@ -1,9 +1,10 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters; list, create, read and fill tables."""
+"""Quote SQL literals and identifiers that cannot be bind parameters; list, create, read and fill tables; limit time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import duckdb
@@ -85,3 +86,19 @@ def read_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table)
     """Read a value that `store_value` has stored; null if the table is missing or empty."""
     rows = fetch_rows(connection, f"SELECT {table.column_names[0]} FROM {schema}.{table.name}")  # noqa: S608
     return rows[0][0] if rows else None
+
+
+@contextmanager
+def limit_seconds(connection: duckdb.DuckDBPyConnection, seconds: int) -> Iterator[None]:
+    """End the statement of this connection that is running after so many seconds, unless the block has ended.
+
+    0 is no limit. The statement raises `duckdb.InterruptException`.
+    """
+    timer = threading.Timer(seconds, connection.interrupt)
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

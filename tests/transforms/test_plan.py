@@ -194,6 +194,19 @@ def test_plan_is_recorded_only_if_relations_are_as_they_were(tmp_path: Path) -> 
         assert path.exists() == is_recorded
 
 
+def test_statement_of_a_plan_and_data_test_that_never_end_are_interrupted(tmp_path: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    endless = "SELECT range = -1 AS should_error FROM range(1000000000000)"
+    with (
+        pytest.raises(duckdb.InterruptException),
+        PlanFile(tmp_path / "plan.json", [], 1)._open(build_destination(workspace)) as connection,
+    ):
+        connection.execute(f"CREATE TABLE own AS SELECT count(*) AS rows FROM ({endless}) WHERE should_error")
+    with duckdb.connect() as connection, pytest.raises(duckdb.InterruptException):
+        plan._pass([f"{endless} WHERE should_error"], connection, 1)
+
+
 def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner._Dbt, "test", lambda *_: BuildResult())  # the data tests would take most of the time
     recorded = json.loads(built.plan_path.read_text())
@@ -238,9 +251,9 @@ def test_tables_of_runs_are_tested_after_a_run_was_stored(built: Built, monkeypa
     tested: list[str] = []
     passes = plan._pass
 
-    def record(tests: Sequence[str], connection: duckdb.DuckDBPyConnection) -> bool:
+    def record(tests: Sequence[str], *options: Any) -> bool:
         tested.extend(tests)
-        return passes(tests, connection)
+        return passes(tests, *options)
 
     monkeypatch.setattr(plan, "_pass", record)
     calendars = []

@@ -13,10 +13,11 @@ import pytest
 
 from helpers.context import build_destination
 from msgbubbles_sync.dbt import last_project, process, project, runner, unreadable
+from msgbubbles_sync.dbt.command_result import TIMED_OUT
 from msgbubbles_sync.dbt.runner import compile_models, load_build_result, transform
 from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.settings import Settings, TransformSettings
+from msgbubbles_sync.settings import Settings, SyncSettings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 from .conftest import READ_AT
@@ -189,6 +190,27 @@ def test_data_test_of_a_view_that_cannot_be_read_concerns_only_that_view(
     result = transform(workspace, build_destination(workspace), Settings())
     assert (result.failed_models, result.failed_tests, result.marts) == ([], ["not_null_own_number"], ["own"])
     assert "Could not convert string 'a'" in runner.get_details_path(workspace).read_text()
+
+
+def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path: Path, own_project: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    workspace.make_folders()
+    own = own_project / "models" / "marts" / "own.sql"
+    own.write_text("select count(*) as number from range(1000000000000) where range % 7 = 8")
+    view = "{{ config(materialized='view') }}\nselect range as number from range(1000000000000)"
+    own.with_name("own_view.sql").write_text(view)
+    test = "{accepted_values: {arguments: {values: [1]}}}"
+    own.with_suffix(".yml").write_text(
+        f"models: [{{name: own_view, columns: [{{name: number, data_tests: [{test}]}}]}}]"
+    )
+    warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
+    shutil.copy(warehouse.path, workspace.work)
+    settings = Settings(sync=SyncSettings(statement_timeout_seconds=3))
+    result = transform(workspace, build_destination(workspace), settings)
+    assert (result.failed_models, result.unbuilt_marts, result.marts) == (["own"], ["own"], ["own_view"])
+    assert TIMED_OUT in runner.get_details_path(workspace).read_text()
+    with duckdb.connect(str(workspace.work)) as connection:
+        assert connection.execute("select count(*) from marts.thread_activity").fetchall() == [(1,)]
 
 
 def test_marts_are_built_without_files_that_dbt_cannot_read(

@@ -9,6 +9,8 @@ from typing import Any
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 
+TIMED_OUT = "the statement took longer than [sync] statement_timeout_seconds"
+
 
 class CommandResult:
     """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn.
@@ -32,6 +34,10 @@ class CommandResult:
     @property
     def has_not_started(self) -> bool:
         return None in self.failed
+
+    @property
+    def has_timed_out(self) -> bool:
+        return TIMED_OUT in self.messages
 
     def explain(self, destination: Destination) -> str:
         """Return the end of a sentence: what the database's messages mean, and the file that has them."""

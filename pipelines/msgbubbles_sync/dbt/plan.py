@@ -22,7 +22,7 @@ import msgspec
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
-from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.sql import limit_seconds, quote_name
 
 # Everything that dbt looks up before it decides: relations, columns with their types, views, keys and indexes.
 RELATIONS = """
@@ -118,8 +118,9 @@ class Plan(msgspec.Struct, frozen=True):
 class PlanFile:
     """The file with the plan of one warehouse."""
 
-    def __init__(self, path: Path, depends_on: Sequence[str]) -> None:
+    def __init__(self, path: Path, depends_on: Sequence[str], timeout_seconds: int = 0) -> None:
         self._path, self._depends_on = path, (*depends_on, duckdb.__version__)
+        self._timeout_seconds = timeout_seconds
         self._key_before = ""
         self._plan: Plan | None = None
         self._unchanged: set[str] = set()
@@ -130,7 +131,7 @@ class PlanFile:
         `follows_success`: the last run has built all tables, and they passed the data tests. `unchanged` are the ids of
         sources that are as they were then.
         """
-        with suppress(duckdb.Error), _open_with_one_thread(destination) as connection:
+        with suppress(duckdb.Error), self._open(destination) as connection:
             self._key_before = self._read_key(connection)
             self._plan = self._load()
             if self._plan is not None:
@@ -144,12 +145,12 @@ class PlanFile:
         """Return whether the data tests of the executed plan pass: those of unchanged tables have passed before."""
         if self._plan is None:
             return False
-        with suppress(duckdb.Error), _open_with_one_thread(destination) as connection:
+        with suppress(duckdb.Error), self._open(destination) as connection:
             due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
             with _open_scratch(connection), ThreadPoolExecutor(TEST_THREADS) as pool:
                 tests = _compute_views_once(due, self._plan.views, connection)
                 parts = [tests[start : start + TESTS_AT_ONCE] for start in range(0, len(tests), TESTS_AT_ONCE)]
-                return all(pool.map(lambda part: _pass(part, connection), parts))
+                return all(pool.map(lambda part: _pass(part, connection, self._timeout_seconds), parts))
         return False
 
     def record(self, destination: Destination, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
@@ -168,6 +169,14 @@ class PlanFile:
             key = self._read_key(connection)
         if key == self._key_before and steps is not None and tests is not None:
             write_privately(self._path, msgspec.json.encode(Plan(key, steps, views, tests)))
+
+    @contextmanager
+    def _open(self, destination: Destination) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Connect to the database. For few rows, more threads take up to a third more CPU time, and no less time."""
+        with destination.open_writer() as connection, limit_seconds(connection, self._timeout_seconds):
+            connection.execute("SET threads = 1")
+            yield connection
+            connection.execute("RESET threads")
 
     def _load(self) -> Plan | None:
         with suppress(OSError, msgspec.MsgspecError):
@@ -256,15 +265,6 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     later = {model.alias for model in models.values() if node.unique_id in model.depends_on.nodes}
     own = BOOKKEEPING | later | {node.alias}
     return sorted({read for name in names - own for read in _follow(ids[name], models)})
-
-
-@contextmanager
-def _open_with_one_thread(destination: Destination) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Connect to the database. For few rows, more threads take up to a third more CPU time, and no less time."""
-    with destination.open_writer() as connection:
-        connection.execute("SET threads = 1")
-        yield connection
-        connection.execute("RESET threads")
 
 
 @contextmanager
@@ -361,10 +361,10 @@ def _compute_views_once(tests: list[str], views: Sequence[View], connection: duc
     return [replace(test) for test in tests]
 
 
-def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection) -> bool:
+def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection, timeout_seconds: int) -> bool:
     """Return whether all of these tests pass. May be called in several threads."""
     query = "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
-    with connection.cursor() as cursor:
+    with connection.cursor() as cursor, limit_seconds(cursor, timeout_seconds):
         rows = cursor.execute(query).fetchall()
     record_progress()
     return [has_failed for (has_failed,) in rows] == [False] * len(tests)

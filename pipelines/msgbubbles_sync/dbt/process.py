@@ -16,16 +16,37 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import platformdirs
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+from dbt.adapters.duckdb.environments import local
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 from dbt.contracts.graph.manifest import Manifest
+from dbt_common.exceptions import DbtRuntimeError
 
+from msgbubbles_sync.sql import limit_seconds
 from msgbubbles_sync.workspace import IS_CHECKOUT
 
+from .command_result import TIMED_OUT
 from .project import PROJECT, Names, compute_key
 
 KEY_BYTES = 32
+
+
+class _LimitedCursor(local.DuckDBCursorWrapper):  # type: ignore[misc]
+    """Ends statements that take too long: DuckDB has no setting for that."""
+
+    timeout_seconds = 0
+
+    def execute(self, sql: str, bindings: Any = None) -> Any:
+        try:
+            with limit_seconds(self._cursor, self.timeout_seconds):
+                return super().execute(sql, bindings)
+        except duckdb.InterruptException:
+            raise DbtRuntimeError(f"{TIMED_OUT}. Correct the model, or raise the limit") from None
+
+
+local.DuckDBCursorWrapper = _LimitedCursor
 
 
 def run_dbt(
@@ -35,11 +56,14 @@ def run_dbt(
     names: Names,
     on_event: Callable[[Any], None],
     folder: Path | None = None,
+    timeout_seconds: int = 0,
 ) -> tuple[dbtRunnerResult, Manifest | None]:
     """Run a dbt command. Return its result, and the parsed project; null if the project cannot be parsed.
 
-    `manifest` is the parsed project of an earlier command. `names` and `folder` are those of `load_manifest`.
+    `manifest` is the parsed project of an earlier command. `names` and `folder` are those of `load_manifest`. A
+    statement that takes DuckDB longer than `timeout_seconds` fails; 0 is no limit.
     """
+    _LimitedCursor.timeout_seconds = timeout_seconds
     try:
         manifest = manifest or load_manifest(names, folder)
         if manifest is None:

@@ -104,7 +104,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             session = stack.enter_context(spark.open_session(settings.transforms.spark, folder))
             spark.register_tables(session, *folders, destination.prefix)
         can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not failed_before
-        plan = PlanFile(folder / "plan.json", dbt.depends_on) if can_plan else None
+        timeout_seconds = settings.sync.statement_timeout_seconds
+        plan = PlanFile(folder / "plan.json", dbt.depends_on, timeout_seconds) if can_plan else None
         unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES
         is_planned = plan is not None and plan.execute(
             destination, follows_success=full_tests_at > 0, unchanged=unchanged
@@ -231,7 +232,10 @@ class _Dbt:
         before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)
         try:
-            answer, self._manifest = run_dbt(command, options, self._manifest, self._names, self._on_event, self._copy)
+            answer, self._manifest = run_dbt(
+                command, options, self._manifest, self._names, self._on_event, self._copy,
+                self._settings.sync.statement_timeout_seconds,
+            )  # fmt: skip
         finally:
             # They include a password, and libpq would take them for the user's own.
             for name, value in before.items():
@@ -266,7 +270,7 @@ class _Dbt:
             result = self.run("run", *options)
         if self.target != "spark" and not is_full and not result.has_not_started:
             failed = [*failed_before, *(failed.node.name for failed in result.failed)]
-            if failed and destination.explain(result.messages) is None:
+            if failed and destination.explain(result.messages) is None and not result.has_timed_out:
                 self.has_rebuilt = True
                 result = self.run("run", "--full-refresh", *_select("--select", failed))
         if not result.failed:
