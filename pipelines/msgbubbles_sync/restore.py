@@ -26,7 +26,7 @@ from msgbubbles_sync.policy import applied as privacy
 
 from .destinations import Destination
 from .destinations.duckdb_file import DuckDBFile
-from .destinations.ducklake import LOST_FILES, DuckLake
+from .destinations.ducklake import DuckLake
 from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
@@ -59,10 +59,10 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
                 say(f"{moved_file} was damaged: everything is read again")
             if moved := destination.move_delta_tables():
                 say(moved)
-    if isinstance(destination, DuckLake) and workspace.is_pending(LOST_FILES):
+    if isinstance(destination, DuckLake) and workspace.is_pending("lost_files"):
         if lost := destination.empty_lost_tables():
             say(f"files of {', '.join(lost)} are missing: emptied; everything is read again")
-        workspace.set_done(LOST_FILES)
+        workspace.set_done("lost_files")
     if (workspace.folder / privacy.FILE).exists() and (restored := privacy.restore_record(workspace, destination)):
         say(restored)
     if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):

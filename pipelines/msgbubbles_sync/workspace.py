@@ -13,6 +13,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .errors import UsageError
 from .files import follow_links, move_damaged, write_privately
@@ -44,6 +45,25 @@ RELIED_ON = {
 }
 DESTINATIONS = ("duckdb", "postgres", "ducklake", "filesystem")
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
+# Pending work. Each step has a file in the workspace, which outlives a killed job.
+Step = Literal[
+    "restored",  # restore what lost or restored tables lack: see `job`
+    "ledger",  # load all of the ledger again
+    "policy",  # apply a stricter privacy policy to the tables
+    "erase",  # erase people from the tables
+    "privacy_files",  # remove from the files what one of these has removed from the tables
+    "former_ledger",  # load the ledger, and remove it: it is from before a stricter policy
+    "compact",  # rewrite the database without the texts that retention has removed
+    "removal",  # remove rows: nothing is published until then
+    "screen",  # find the rows that the destination refuses
+    "repair",  # read what the loaded rows show to be missing
+    "transform",  # build the marts
+    "test_runs",  # test the tables of runs again
+    "marts",  # copy the marts to where readers see them, on a server
+    "publish",  # publish
+    "lost_files",  # empty tables of a lake whose files are missing
+    "damage",  # search all Parquet files for damaged ones
+]
 
 
 def configuration_folder() -> Path:
@@ -206,16 +226,15 @@ class Workspace:
         for name, value in RELIED_ON.items():
             os.environ.setdefault(name, value)
 
-    # Markers of pending work, which outlive a killed job.
+    def is_pending(self, *steps: Step) -> bool:
+        """Return whether one of these is pending."""
+        return any((self.folder / f"{step}.pending").exists() for step in steps)
 
-    def is_pending(self, step: str) -> bool:
-        return (self.folder / f"{step}.pending").exists()
-
-    def set_pending(self, *steps: str) -> None:
+    def set_pending(self, *steps: Step) -> None:
         for step in steps:
             (self.folder / f"{step}.pending").touch()
 
-    def set_done(self, step: str) -> None:
+    def set_done(self, step: Step) -> None:
         (self.folder / f"{step}.pending").unlink(missing_ok=True)
 
 

@@ -29,17 +29,16 @@ from msgbubbles_sync.destinations import duckdb_load
 from msgbubbles_sync.destinations.duckdb_load import read_state
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import TransformError, UsageError
-from msgbubbles_sync.groups.ledger import FORMER, LEDGER, Ledger
+from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.groups.observed import open_ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.files import purge_files
-from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.sandbox import NewMessage, Server
 from msgbubbles_sync.sandbox.seed import advance
 from msgbubbles_sync.settings import Settings, load_settings
 from msgbubbles_sync.webhooks.spool import spool_folder
-from msgbubbles_sync.workspace import Workspace
+from msgbubbles_sync.workspace import Step, Workspace
 
 pytestmark = [
     pytest.mark.slow,
@@ -155,7 +154,7 @@ def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
 
 @pytest.mark.parametrize(("pending", "function"), [(None, "expire"), ("erase", "purge"), ("policy", "apply_policy")])
 def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pending: str | None, function: str
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, pending: Step | None, function: str
 ) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT_DAYS", "36500")
     workspace, console = workspace_in(tmp_path), RecordingConsole()
@@ -212,7 +211,7 @@ def test_files_that_cannot_be_changed_keep_no_stricter_policy_from_readers(
         pass
     assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
     assert not ledger.exists()
-    assert not any(map(workspace.is_pending, (FILES_STEP, FORMER)))
+    assert not workspace.is_pending("privacy_files", "former_ledger")
 
 
 def test_damaged_ledger_next_to_restored_tables_fails_alone(tmp_path: Path, server: Server) -> None:

@@ -52,8 +52,6 @@ LAKES = (
     "SELECT nspname::text FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = 'ducklake_metadata'"
 )
 LAKE_URL = "SELECT value FROM {lake}.ducklake_metadata WHERE key = 'data_path'"
-# A pending marker of the workspace: the catalog named a missing file.
-LOST_FILES = "lost_files"
 
 
 class DuckLake(Attached):
@@ -295,7 +293,7 @@ class DuckLake(Attached):
             lake = self._read_lake()
             return server.explain_lock(self.title, lake.parameters, [lake.name])
         if LOST_FILE.search(message):
-            self._workspace.set_pending(LOST_FILES)
+            self._workspace.set_pending("lost_files")
             return LOST
         with suppress(UsageError):
             bucket = self._read_lake().bucket

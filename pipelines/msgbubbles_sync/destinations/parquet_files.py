@@ -67,8 +67,6 @@ STAGING = ".staging"
 NAMELESS = "_"
 # The note of `find_damaged`.
 WHOLE_UNTIL = "whole_until"
-# The step of the next run that reads all files, because one of them is damaged.
-DAMAGE = "damage"
 # If a table has more files than this, the small ones are compacted into one.
 MAX_FILES = 100
 # How long a replaced file stays for its readers.
@@ -201,7 +199,7 @@ class ParquetFiles(Destination):
 
     def explain(self, message: str) -> str | None:
         if file := DAMAGED_FILE.search(message):
-            self._workspace.set_pending(DAMAGE)
+            self._workspace.set_pending("damage")
             return f"{file[1]} is damaged. Run a sync, which reads its rows again"
         return None
 
@@ -232,9 +230,9 @@ class ParquetFiles(Destination):
     def move_damaged_files(self) -> list[Path]:
         """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
         note = self._workspace.folder / WHOLE_UNTIL
-        is_thorough = self._workspace.is_pending(DAMAGE)
+        is_thorough = self._workspace.is_pending("damage")
         damaged = [move_damaged(path) for path in find_damaged(self.tables_folder, note, is_thorough=is_thorough)]
-        self._workspace.set_done(DAMAGE)
+        self._workspace.set_done("damage")
         if damaged:
             remove(self.tables_folder / STATES)
             self._workspace.forget_loads()

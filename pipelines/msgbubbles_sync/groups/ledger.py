@@ -43,8 +43,6 @@ CREATE TABLE IF NOT EXISTS renderings (
 CREATE TABLE IF NOT EXISTS loaded_from (workspace TEXT NOT NULL);
 """
 LEDGER = "groups.sqlite"
-# Pending while the ledger may have what a stricter privacy policy has removed from the tables.
-FORMER = "former_ledger"
 OBSERVATIONS = "sightings"  # codespell:ignore sightings
 TIMES = (("operations", "requested_at"), ("operations", "finished_at"), (OBSERVATIONS, "seen_at"))
 # The columns that may name a person, with the key of their table.

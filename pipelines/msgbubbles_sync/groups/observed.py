@@ -17,7 +17,7 @@ from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.workspace import CLAIM_FILE, Workspace
 
-from .ledger import FORMER, LEDGER, Entry, Ledger, Observation, Rendering, build_record
+from .ledger import LEDGER, Entry, Ledger, Observation, Rendering, build_record
 from .model import ObservedGroup, fold_title
 
 # The fields of `Entry` and `Observation`. An unknown outcome cannot be found out without the lost file.
@@ -179,7 +179,7 @@ def open_ledger(context: Context) -> Iterator[Ledger]:
     Raises `UsageError` if the ledger is in the workspace of another destination: an empty one would create every group
     a second time. Also if a change of the privacy policy has to be finished.
     """
-    if context.workspace.is_pending(FORMER):
+    if context.workspace.is_pending("former_ledger"):
         raise UsageError(
             "the ledger is from before a change of the privacy policy: run chats.py first, which removes it"
         )

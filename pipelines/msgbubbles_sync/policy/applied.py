@@ -102,7 +102,7 @@ def restore_record(workspace: Workspace, destination: Destination) -> str:
         if Record.load(workspace) is not None or not workspace.folder.exists():
             return ""
     except UsageError:
-        is_behind = any(workspace.is_pending(step) for step in ("erase", "policy"))
+        is_behind = workspace.is_pending("erase", "policy")
         if is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
             return ""
         is_damaged = True

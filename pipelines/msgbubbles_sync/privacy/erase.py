@@ -42,7 +42,6 @@ from msgbubbles_sync.text import format_count
 from .files import purge_files
 from .rewrite import StoredRows, rewriting
 
-STEP = "erase"
 # Chats that only events show, without the other side.
 UNIDENTIFIED = "from_event_at IS NOT NULL AND remote_handle IS NULL"
 IS_THEIRS = "IN (SELECT id FROM gone_people)"
@@ -103,7 +102,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     if {*map(pseudonyms.handle, handles)} & {*map(pseudonyms.handle, own_numbers)}:
         raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
     record = Record.load(workspace) or Record(redactor.policy)
-    workspace.set_pending(STEP)
+    workspace.set_pending("erase")
     hashes = {*map(pseudonyms.erased_handle, handles)}
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
     store_copy(workspace, context.destination)
@@ -140,7 +139,7 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
         certificate.rows += rows.counts
         if ERASURES.name not in context.destination.unwritable:
             _store_certificate(rows.connection, certificate)
-    workspace.set_done(STEP)
+    workspace.set_done("erase")
     return certificate
 
 

@@ -14,13 +14,13 @@ from msgbubbles.errors import MsgBubblesError
 from msgbubbles.redact import Redactor
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.files import remove, write_privately
-from msgbubbles_sync.groups.ledger import FORMER, LEDGER, Ledger
+from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import build_redactor, open_vault
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.webhooks.load import dead_letter_folder
 
-from .rewrite import FILES_STEP, load_spool
+from .rewrite import load_spool
 
 NOT_LOADED = """{paths} cannot be read, or a receiver does not release it, and it may hold events of the people
 concerned: give the user of this job access, stop webhooks.py serve, or remove it"""
@@ -34,7 +34,7 @@ def purge_files(context: Context) -> tuple[Counter[str], list[str]]:
     changed.
     """
     workspace = context.workspace
-    if not workspace.is_pending(FILES_STEP):
+    if not workspace.is_pending("privacy_files"):
         return Counter(), []
     redactor = build_redactor(workspace, context.settings)
     counts, failures = Counter[str](), []
@@ -47,7 +47,7 @@ def purge_files(context: Context) -> tuple[Counter[str], list[str]]:
             path = getattr(error, "filename", None) or workspace.folder
             failures.append(NOT_CHANGED.format(path=path, kind=type(error).__name__))
     if not failures:
-        workspace.set_done(FILES_STEP)
+        workspace.set_done("privacy_files")
     return counts, failures
 
 
@@ -99,11 +99,11 @@ def _purge_vault(context: Context, redactor: Redactor) -> Counter[str]:
 def _purge_ledger(context: Context, redactor: Redactor) -> Counter[str]:
     """Remove erased people from the ledger; after a change of the policy, load it and remove it as a whole."""
     workspace = context.workspace
-    if workspace.is_pending(FORMER):
+    if workspace.is_pending("former_ledger"):
         load_ledger(workspace, context.destination, redactor)
         for path in workspace.folder.glob(f"{LEDGER}*"):
             remove(path)
-        workspace.set_done(FORMER)
+        workspace.set_done("former_ledger")
     if not (workspace.folder / LEDGER).exists():
         return Counter()
     with Ledger.open(workspace.folder) as ledger:

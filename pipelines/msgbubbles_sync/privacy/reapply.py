@@ -20,7 +20,6 @@ from msgbubbles.redact import DOT, HANDLE_LIKE_ID, Redactor
 from msgbubbles.redact_payloads import redact_payload
 from msgbubbles.tables import Column, Pii
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.groups.ledger import FORMER
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import (
     Record,
@@ -35,7 +34,6 @@ from msgbubbles_sync.tables import TABLES
 
 from .rewrite import StoredRows, rewriting
 
-STEP = "policy"
 Change = Callable[[Any], Any]
 
 
@@ -51,7 +49,7 @@ def apply(context: Context) -> Counter[str]:
     record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)
-    workspace.set_pending(STEP, *((FORMER,) if policy.redacts else ()))
+    workspace.set_pending("policy", *(("former_ledger",) if policy.redacts else ()))
     # The record comes first: from now on, loads and receivers use the new policy.
     key_check = pseudonyms.check if pseudonyms else record.key_check
     msgspec.structs.replace(record, policy=policy, key_check=key_check).save(workspace)
@@ -62,7 +60,7 @@ def apply(context: Context) -> Counter[str]:
     with rewriting(context) as rows:
         counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()
-    workspace.set_done(STEP)
+    workspace.set_done("policy")
     return counts
 
 

@@ -18,7 +18,7 @@ from msgbubbles_sync.sql import fetch_rows
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
-from .rewrite import FILES_STEP, StoredRows, rewriting
+from .rewrite import StoredRows, rewriting
 
 DAY_SECONDS = 86_400
 # The names under which `expired` in a run record counts rows.
@@ -62,7 +62,7 @@ def expire(context: Context) -> Counter[str]:
         else:
             context.console.say("rewriting the database")
             destination.remove_old_versions()
-            workspace.set_pending(FILES_STEP)
+            workspace.set_pending("privacy_files")
         workspace.set_done("compact")
         (workspace.folder / DONE).touch()
     return +counts

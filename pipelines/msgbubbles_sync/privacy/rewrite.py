@@ -31,8 +31,6 @@ from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, list_unreadable, spool_folder
 from msgbubbles_sync.workspace import PIPELINE
 
-# Pending after the tables have changed, until `files.purge_files` has removed the old values from the files.
-FILES_STEP = "privacy_files"
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 + SEGMENT_SECONDS
 COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
@@ -46,7 +44,7 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
     """Open the stored rows to change them. First, pending loads and the spool are loaded.
 
     When the block ends, the marts are rebuilt and published. `files.purge_files` has to follow: until then,
-    `FILES_STEP` is pending. A process that is killed in between leaves work that can be repeated.
+    the step `privacy_files` is pending. A process that is killed in between leaves work that can be repeated.
 
     Raises `UsageError` if marts cannot be rebuilt here.
     """
@@ -60,7 +58,7 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
     with destination.rewrite_rows() as connection:
         yield StoredRows(connection)
         _forget_fingerprints(connection)
-        workspace.set_pending(FILES_STEP, "publish", *(("transform",) if has_marts else ()))
+        workspace.set_pending("privacy_files", "publish", *(("transform",) if has_marts else ()))
     destination.drop_marts()
     forget_build(workspace)
     if has_marts:

@@ -23,7 +23,6 @@ from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.files import purge_files
-from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import TABLES, column_definitions
@@ -246,10 +245,10 @@ def test_interrupted_erasure_is_finished_without_the_handles(
         patch.setattr("msgbubbles_sync.destinations.duckdb_file.compact", killed)
         with pytest.raises(KeyboardInterrupt):
             erased(workspace, ANN)
-    assert workspace.is_pending(erasing.STEP)
+    assert workspace.is_pending("erase")
     assert build_redactor(workspace, load_settings()).is_erased("+1 415 555 0111")
     erasing.purge(build_context(workspace))
-    assert not workspace.is_pending(erasing.STEP)
+    assert not workspace.is_pending("erase")
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
     assert purge_files(build_context(workspace)) == (Counter(), [])
     assert find_words(workspace.database.parent, [ANN[1:]]) == {}
@@ -288,7 +287,7 @@ def test_damaged_files_keep_nobody_from_being_erased(workspace: Workspace) -> No
     certificate = erased(workspace, ANN)
     assert certificate["rows"] == {"messages": 1}
     assert f"{workspace.folder}/groups.sqlite is damaged" in certificate["out_of_reach"][-1]
-    assert workspace.is_pending(FILES_STEP)
+    assert workspace.is_pending("privacy_files")
     assert get(workspace, "SELECT text FROM msgbubbles.messages") == [("call [erased]",)]
 
 

@@ -67,7 +67,7 @@ def test_repeated_event_is_stored_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert found[:3] == [("evt_1", "10", "1"), ("evt_2", "10", "2"), ("evt_3", "10", "3")]
     assert chats == [("evt_1", "c"), ("evt_2", "c"), ("evt_3", "c"), ("evt_4", None), ("evt_5", None), ("evt_6", "c")]
     assert list_segments(spool) == []
-    assert [workspace.is_pending(step) for step in ("repair", "transform", "publish")] == [True] * 3
+    assert {path.stem for path in workspace.folder.glob("*.pending")} >= {"repair", "transform", "publish"}
     assert load_all(workspace).deliveries == 0
 
 

@@ -9,7 +9,6 @@ from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.files import purge_files
-from msgbubbles_sync.privacy.rewrite import FILES_STEP
 from msgbubbles_sync.text import format_count
 
 
@@ -22,7 +21,7 @@ def erase(session: Session, people: list[str], *, ask: bool) -> int:
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         certificate = erasing.erase(context, people)
     session.reporter.print_text(certificate.as_dict(), str(certificate))
-    return EXIT_INCOMPLETE if context.workspace.is_pending(FILES_STEP) else 0
+    return EXIT_INCOMPLETE if context.workspace.is_pending("privacy_files") else 0
 
 
 def apply_policy(session: Session) -> int:
