@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,22 +18,12 @@ from msgbubbles.source.run import Run
 from msgbubbles.times import DAY_MS, HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_parts")]
 MINUTE_MS = 60_000
 # At most this many rows share a millisecond: fewer than a page, so that all can be reached.
 TIES = 3
 # By default always the same examples, so that a failure is due to a change. Set this for other ones, and their number.
 EXAMPLES = int(os.environ.get("LOSSLESS_EXAMPLES", "0"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_parts() -> Iterator[None]:
-    """Make workers share even small intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
-        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
-        yield
-
 
 knobs = st.builds(
     Knobs,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -18,31 +16,19 @@ from hypothesis import strategies as st
 
 from helpers.listing import EPOCH, Listing
 from helpers.sizes import pick_size
-from helpers.world import OURS, InAnyOrder, World, build_settings
-from msgbubbles.client import Client
+from helpers.world import InAnyOrder, build_settings
 from msgbubbles.errors import Interrupted, PermanentError, RetryableError
 from msgbubbles.models import Chat, Number, Page, RejectedRow
 from msgbubbles.source.buffer import NewChat, RowBuffer
 from msgbubbles.source.chats import ChatReader
 from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.intervals import INTERVAL_PAGES, PAGES_BEFORE_SPLIT
-from msgbubbles.source.messages import read_messages
 from msgbubbles.source.run import Run, StreamContext
 from msgbubbles.source.state import ListState
 from msgbubbles.source.streams import StreamReader, read_stream
-from msgbubbles.transport import Transport
-from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, seed, serve
 
+pytestmark = pytest.mark.usefixtures("small_parts")
 LOOKBACK_MS = 50
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_parts() -> Iterator[None]:
-    """Make workers share even small intervals."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msgbubbles.source.intervals.INTERVAL_PAGES", 1)
-        patch.setattr("msgbubbles.source.intervals.PAGES_BEFORE_SPLIT", 1)
-        yield
 
 
 class CollectingBuffer(RowBuffer):
@@ -275,93 +261,6 @@ def test_smallest_batches_finish() -> None:
         if not run.is_unfinished:
             break
     assert warehouse.keys() == listing.rows.keys()
-
-
-def read_message_ids(client: Client, state: dict[str, Any], run: Run) -> set[str]:
-    buffer = RowBuffer(("messages", "attachments"))
-    found: set[str] = set()
-    put = buffer._put
-
-    def noting(table: str, key: str, row: Any, fetched_at: datetime) -> None:
-        found.update({key} if table == "messages" else ())
-        put(table, key, row, fetched_at)
-
-    buffer._put = noting  # type: ignore[method-assign]
-    run.keep_on_error = True
-    for _ in read_stream(read_messages, client, buffer, state, run):
-        pass
-    assert run.error is None
-    return found
-
-
-@pytest.mark.slow
-def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
-    with closing(World(Knobs(feed=False), build_settings())) as world:
-        for _ in range(60):
-            chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
-            for _ in range(7):
-                world.account.add_message(NewMessage(chat_id, "inbound", "hi", world.at(), "received"))
-                world.pass_time(1)
-        world.sync(Run(batch_pages=20))
-        assert world.differences() == {}
-        world.sync(Run(batch_pages=20))
-
-
-def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
-    long = account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
-    times = [datetime.now(UTC) - timedelta(minutes=n) for n in range(250)]
-    account.add_messages([NewMessage(long, "inbound", "x", at, "received") for at in times])
-    with serve(account, Knobs(feed=False)) as server:
-        state: dict[str, Any] = {"has_tables": True}
-        found: set[str] = set()
-        for allowed in (5, 9, 13, 4, 200):
-            run = Run()
-            with Client(Transport(server.url, server.key, None, max_requests=allowed)) as client:
-                found |= read_message_ids(client, state, run)
-        assert found == {row["id"] for row in server.truth().messages}
-        assert state["feed"] is False
-
-
-def test_thread_that_grew_by_more_than_a_page_is_read_completely() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
-        state: dict[str, Any] = {"has_tables": True}
-        read_message_ids(client, state, Run())
-        chat_id, now = server.truth().chats[0]["id"], datetime.now(UTC)
-        times = [now + timedelta(milliseconds=n) for n in range(250)]
-        new = account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
-        assert set(new) <= read_message_ids(client, state, Run())
-
-
-@pytest.mark.parametrize("feed", [True, False])
-def test_refused_feed_is_remembered(feed: bool) -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account, Knobs(feed=feed)) as server, Client(Transport(server.url, server.key, None)) as client:
-        state: dict[str, Any] = {"has_tables": True}
-        for _ in range(2):
-            run = Run()
-            read_message_ids(client, state, run)
-            assert run.feed is feed
-        refused = [seen for seen in server.requests if seen.status == 400]
-        assert len(refused) == (0 if feed else 1)
-
-
-def test_empty_feed_is_not_trusted() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account) as server, Client(Transport(server.url, server.key, None)) as client:
-        asked = client.list_messages
-
-        def no_feed(conversation_id: str | None = None, limit: int = 100, before: str | None = None) -> Any:
-            page = asked(conversation_id, limit, before)
-            return page if conversation_id else Page([], [], False, False, page.fetched_at, page.server_at)
-
-        client.list_messages = no_feed  # type: ignore[method-assign]
-        assert len(read_message_ids(client, {"has_tables": True}, Run())) == 20
 
 
 def test_error_is_raised_without_keep_on_error() -> None:
