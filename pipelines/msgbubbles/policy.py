@@ -119,8 +119,7 @@ class Pseudonymizer:
         if not isinstance(key, str) or not key:
             raise ConfigurationError(
                 f'the privacy settings need a key: set [{SECTION}] key = "..." in dlt_config/secrets.toml, or '
-                f"SOURCES__MSGBUBBLES__PRIVACY__KEY; generate one with: {GENERATE_KEY}. Keep it: with another key, "
-                "everybody gets another pseudonym"
+                f"SOURCES__MSGBUBBLES__PRIVACY__KEY. Generate it once with {GENERATE_KEY}, and never change it"
             )
         return cls(key)
 

@@ -74,7 +74,7 @@ def test_files_hold_the_rows_of_the_account(new_job: NewJob, files: Path, monkey
 
     asked = len(job.server.requests)
     assert job.ask("plan", *INTO)["requests"] >= 3
-    assert job.ask("status", *INTO)["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert job.ask("status", *INTO)["missing_intervals"] == {"messages": 0, "chats": 0}
     assert len(job.server.requests) == asked
     assert job.ask("verify", "--full", *INTO)["equal"]
 

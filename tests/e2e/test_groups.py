@@ -292,11 +292,12 @@ def test_import_read_and_typing(groups: Groups) -> None:
     assert "south" not in errors
     groups.job.server.knobs.refusal = None
     asked = len(groups.job.server.requests)
-    groups.run("typing", "north", "--on")
+    assert groups.run("typing", "north", "--on")[0] == "Typing indicator on: 1 chat.\n"
     groups.run("typing", chat_id, "--off")
     other = groups.job.server.operations[1].chat_id
     groups.job.server.knobs.refusal = lambda _method, path: (409, "closed") if path.endswith(f"{other}/read") else None
-    _, errors = groups.run("read", "north", other, chat_id, status=3)
+    output, errors = groups.run("read", "north", other, chat_id, status=3)
+    assert output == "Marked as read: 2 chats.\n"
     assert errors.startswith(f"{other}: the API answered 409 closed")
     assert [(seen.path.rsplit("/", 1)[1], seen.status) for seen in writes(groups, asked)] == [
         ("typing", 200),

@@ -81,7 +81,7 @@ def test_ledger_and_events_are_on_the_destination(
             found = {schema for schema, _ in read_columns(connection, "warehouse")}
         assert found >= {"crm", "crm_staging", "crm_work", "analytics_build", "analytics"}
         assert not found & {"msgbubbles", "msgbubbles_staging", "staging", "marts_build", "marts"}
-        assert job.ask("status", *into)["missing_stretches"] == {"messages": 0, "chats": 0}
+        assert job.ask("status", *into)["missing_intervals"] == {"messages": 0, "chats": 0}
         assert job.ask("verify", "--full", *into)["equal"]
     # A lost ledger is restored from there, and a query reads the desired table from there.
     for path in workspace.folder.glob("groups.sqlite*"):

@@ -230,7 +230,7 @@ def test_status_reports_freshness_without_a_request(new_job: NewJob) -> None:
     job.run("--max-requests", "10")
     asked = len(job.server.requests)
     behind = job.ask("status")
-    assert behind["missing_stretches"]["messages"] >= 1
+    assert behind["missing_intervals"]["messages"] >= 1
     text = job.ask("status", "--text")
     assert re.search(r"messages \d{4}-\d\d-\d\d ·+█+ now", text)
     assert "1 interval was never read; the next run continues there" in text
@@ -238,7 +238,7 @@ def test_status_reports_freshness_without_a_request(new_job: NewJob) -> None:
 
     outcome = job.run()
     found = job.ask("status", "--max-age-minutes", "60")
-    assert found["missing_stretches"] == {"messages": 0, "chats": 0}
+    assert found["missing_intervals"] == {"messages": 0, "chats": 0}
     assert found["age_minutes"] < 60
     assert found["requests_last_hour"] == len(job.server.requests)
     assert [run["run_id"] for run in found["runs"]][-1] == outcome.summary["run_id"]

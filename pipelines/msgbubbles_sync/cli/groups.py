@@ -107,7 +107,9 @@ def read(
     chats: Annotated[list[str], typer.Argument(metavar="CHAT", help="Ids of chats, or keys of groups.")],
 ) -> int:
     """Mark chats as read, which sends read receipts. One request each."""
-    return commands.groups.send_each(session, chats, lambda client, chat_id: client.mark_read(chat_id))
+    return commands.groups.send_each(
+        session, chats, lambda client, chat_id: client.mark_read(chat_id), "Marked as read"
+    )
 
 
 @SCRIPT.command(needs_version=True)
@@ -119,4 +121,5 @@ def typing(
     """Show or hide the typing indicator in a chat. It expires by itself. One request."""
     if on is None:
         raise UsageError("typing needs --on or --off: pass --on to show the indicator, or --off to hide it")
-    return commands.groups.send_each(session, [chat], lambda client, chat_id: client.set_typing(chat_id, on))
+    effect = f"Typing indicator {'on' if on else 'off'}"
+    return commands.groups.send_each(session, [chat], lambda client, chat_id: client.set_typing(chat_id, on), effect)

@@ -21,9 +21,10 @@ from .loaded_tables import COLUMNS, Repair, find_repairs
 from .postgres_marts import copy_marts, find_refused, read_stored_comments
 from .union_accounts import Key
 
-NO_SERVER = """--destination postgres: the server cannot be reached {why}; check that it is up, or
-set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
+SET_ADDRESS = """set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
 "postgresql://user:password@host:5432/database", or as DESTINATION__POSTGRES__CREDENTIALS"""
+NO_ADDRESS = f"--destination postgres: it has no address that can be used;\n{SET_ADDRESS}"
+NO_SERVER = f"--destination postgres: the server cannot be reached {{why}}; check that it is up, or\n{SET_ADDRESS}"
 REFUSED = """could not be copied to readers: {marts}; readers see the version before. Select from them in the schema
 {schema} to see whether their query fails; otherwise remove the constraints or triggers that were added to them"""
 # Between two attempts to change the columns of a mart, its readers go on.
@@ -157,5 +158,5 @@ class Postgres(Attached):
 
         parameters = read_parameters("destination.postgres.credentials", self._settings)
         if parameters is None:
-            raise UsageError(NO_SERVER.format(why="(no usable credentials)"))
+            raise UsageError(NO_ADDRESS)
         return parameters

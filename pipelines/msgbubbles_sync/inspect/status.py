@@ -48,7 +48,7 @@ class Status:
         return {
             "last_complete_at": self.last_complete_at.isoformat() if self.last_complete_at else None,
             "age_minutes": None if self.age_minutes is None else round(self.age_minutes, 1),
-            "missing_stretches": self.missing,
+            "missing_intervals": self.missing,
             "tie_overflows": self.overflows,
             "failed_reads": [msgspec.structs.asdict(entry) for entry in self.failed_reads],
             "requests_last_hour": self.requests_last_hour,

@@ -152,22 +152,25 @@ def forget(session: Session, key: str) -> int:
     return 0
 
 
-def send_each(session: Session, names: list[str], send: Callable[[Client, str], None]) -> int:
+def send_each(session: Session, names: list[str], send: Callable[[Client, str], None], effect: str) -> int:
     """Send a request for each chat; one that is refused does not stop the others."""
-    failed = refused = 0
+    sent = refused = 0
     with connect_until_stopped(session) as connection, connection.client() as client:
-        for name, chat_id in _find_chats(session, client, names).items():
+        chats = _find_chats(session, client, names)
+        for name, chat_id in chats.items():
             try:
                 send(client, chat_id)
+                sent += 1
             except ApiError as error:
                 if is_key_refused(client, error.status):
                     raise
                 session.reporter.fail(f"{escape(name)}: {error}")
-                failed += 1
                 refused += isinstance(error, AuthenticationError)
-    if refused == len(names):
+    if sent:
+        session.reporter.print_text(None, f"{effect}: {format_count(sent, 'chat')}.")
+    if refused == len(chats):
         return EXIT_FAILED
-    return EXIT_INCOMPLETE if failed else 0
+    return EXIT_INCOMPLETE if sent < len(chats) else 0
 
 
 def _find_chats(session: Session, client: Client, names: list[str]) -> dict[str, str]:
