@@ -32,7 +32,8 @@ from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.groups.ledger import LEDGER, Ledger
 from msgbubbles_sync.groups.observed import open_ledger
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE
-from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.privacy import reapply, rewrite
+from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.files import purge_files
 from msgbubbles_sync.sandbox import NewMessage, Server
 from msgbubbles_sync.sandbox.seed import advance
@@ -175,6 +176,34 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
     assert (report.outcome.exit_status, report.published) == (0, True)
     assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
     assert differences(workspace.database, server.truth()) == {}
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("change", ["policy", "erase"])
+def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Step
+) -> None:
+    workspace, query = workspace_in(tmp_path), "SELECT remote_handle FROM msgbubbles.chats WHERE remote_handle ^@ '+'"
+    context = build_context(workspace)
+    assert job.run(context, Limits(with_transform=False)).outcome.exit_status == 0
+    with context.destination.open_writer() as connection:
+        handles = [handle for (handle,) in connection.execute(query).fetchall()]
+        connection.execute(f"CREATE SCHEMA marts; CREATE TABLE marts.contact AS {query}")
+    context.destination.publish()
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", "k" * 64)
+    if change == "policy":
+        monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+    monkeypatch.setattr(rewrite, "transform", Mock(side_effect=TransformError("dbt did not start")))
+    with pytest.raises(TransformError, match="changed and published, but without the marts: dbt did not start"):
+        reapply.apply(build_context(workspace)) if change == "policy" else erase(build_context(workspace), handles)
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        assert database.execute(query).fetchall() == []
+        assert database.execute("FROM duckdb_tables() WHERE schema_name = 'marts'").fetchall() == []
+    assert not workspace.is_pending(change)
+    assert workspace.is_pending("transform")
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert report.outcome.exit_status == 0
+    assert not workspace.is_pending("privacy_files")
 
 
 @pytest.mark.usefixtures("server")

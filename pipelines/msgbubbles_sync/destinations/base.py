@@ -198,9 +198,9 @@ class Destination(ABC):
         The changes become visible when the block ends, all or none. It also empties dlt's staging tables.
         """
 
-    def drop_marts(self) -> None:
-        """Drop the marts, where a build does not replace all of them."""
-        return
+    def drop_marts(self) -> bool:
+        """Drop the marts, where a build does not replace all of them. Returns whether none is left."""
+        return False
 
     @abstractmethod
     def remove_old_versions(self) -> None:

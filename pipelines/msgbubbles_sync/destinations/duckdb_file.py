@@ -130,11 +130,12 @@ class DuckDBFile(Destination):
                 connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")  # noqa: S608
             connection.execute("COMMIT")
 
-    def drop_marts(self) -> None:
+    def drop_marts(self) -> bool:
         # Readers see the published file meanwhile.
         with self.open_writer() as connection:
             for schema in BUILT_SCHEMAS:
                 connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        return True
 
     def remove_old_versions(self) -> None:
         self.release()

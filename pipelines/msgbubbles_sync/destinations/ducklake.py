@@ -211,10 +211,11 @@ class DuckLake(Attached):
                 self._workspace.set_pending("restored")  # even if an erasure has removed dlt's folder
         return [f"{schema}.{table}" for schema, table in lost]
 
-    def drop_marts(self) -> None:
+    def drop_marts(self) -> bool:
         # A full build empties it. The catalog keeps the extremes of a table for as long as the table exists.
         with self._attach() as connection:
             connection.execute(f"DROP TABLE IF EXISTS warehouse.{self.name_schema('staging')}.thread_chats")
+        return False
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:

@@ -128,7 +128,7 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     workspace = context.workspace
     redactor = build_redactor(workspace, context.settings)
     certificate = Certificate(out_of_reach=context.destination.list_out_of_reach())
-    with rewriting(context) as rows:
+    with rewriting(context, "erase") as rows:
         people = {handle for handle in _read_handles(rows) if redactor.is_erased(handle)}
         certificate.people = len({*map(redactor.pseudonym, people)})
         chats = _delete_people(rows, people)
@@ -139,7 +139,6 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
         certificate.rows += rows.counts
         if ERASURES.name not in context.destination.unwritable:
             _store_certificate(rows.connection, certificate)
-    workspace.set_done("erase")
     return certificate
 
 

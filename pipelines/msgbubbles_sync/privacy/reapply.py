@@ -57,10 +57,9 @@ def apply(context: Context) -> Counter[str]:
     if policy.redacts:
         with suppress(MsgBubblesError, OSError, sqlite3.Error):  # `purge_files` loads the rest of it
             load_ledger(workspace, context.destination, redactor)
-    with rewriting(context) as rows:
+    with rewriting(context, "policy") as rows:
         counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()
-    workspace.set_done("policy")
     return counts
 
 

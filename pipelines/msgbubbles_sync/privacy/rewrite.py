@@ -23,13 +23,14 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.destinations.load import build_pipeline
+from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, list_unreadable, spool_folder
-from msgbubbles_sync.workspace import PIPELINE
+from msgbubbles_sync.workspace import PIPELINE, Step
 
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 + SEGMENT_SECONDS
@@ -40,13 +41,15 @@ AND table_name NOT IN ('privacy', 'erasures') AND table_name NOT LIKE '\_dlt\_%'
 
 
 @contextmanager
-def rewriting(context: Context) -> Iterator[StoredRows]:
+def rewriting(context: Context, finishes: Step | None = None) -> Iterator[StoredRows]:
     """Open the stored rows to change them. First, pending loads and the spool are loaded.
 
     When the block ends, the marts are rebuilt and published. `files.purge_files` has to follow: until then,
-    the step `privacy_files` is pending. A process that is killed in between leaves work that can be repeated.
+    the step `privacy_files` is pending. A process that is killed in between leaves work that can be repeated. The step
+    `finishes` is done once the tables are published.
 
-    Raises `UsageError` if marts cannot be rebuilt here.
+    Raises `UsageError` if marts cannot be rebuilt here, and `TransformError` if that fails. If no old mart is left, the
+    tables are published without marts before: readers would keep rows that should have changed.
     """
     workspace, destination, say = context.workspace, context.destination, context.console.say
     destination.prepare()
@@ -59,16 +62,25 @@ def rewriting(context: Context) -> Iterator[StoredRows]:
         yield StoredRows(connection)
         _forget_fingerprints(connection)
         workspace.set_pending("privacy_files", "publish", *(("transform",) if has_marts else ()))
-    destination.drop_marts()
+    has_dropped_all, failure = destination.drop_marts(), None
     forget_build(workspace)
     if has_marts:
         say("building the marts")
-        transform(workspace, destination, context.settings)
-        workspace.set_done("transform")
+        try:
+            transform(workspace, destination, context.settings)
+            workspace.set_done("transform")
+        except (TransformError, OSError, ImportError) as error:  # dbt may not even be there
+            if not has_dropped_all:
+                raise
+            failure = error
     policy.store_copy(workspace, destination)
     say("rewriting the database")
     destination.publish_rewritten()
     workspace.set_done("publish")
+    if finishes is not None:
+        workspace.set_done(finishes)
+    if failure is not None:
+        raise TransformError(f"the tables are changed and published, but without the marts: {failure}") from failure
 
 
 class StoredRows:
