@@ -51,7 +51,6 @@ def load_contact_aliases(context: Context) -> None:
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
-        destination.release()
         load_rows(workspace, destination, PIPELINE, [(CONTACT_ALIASES, rows)])
     if aliases:
         marker.touch()

@@ -87,7 +87,7 @@ def run(context: Context, limits: Limits) -> RunReport:
         failed_parts={**limits.failed_parts},
     )
     with _log_run(context, report), context.destination.lock():
-        with context.destination.hold():  # until dlt needs it
+        with context.destination.stay_open():  # until dlt needs them
             _prepare(context, report)
             _schedule_lost_work(context)
             privacy_error = _finish_privacy_work(context, report)
@@ -108,7 +108,7 @@ def run(context: Context, limits: Limits) -> RunReport:
             if limits.stop.is_set():
                 report.run.halt = report.run.halt or Interrupted("stopped")
             else:
-                with context.destination.hold():  # again, if dlt has released them
+                with context.destination.stay_open():  # again, if dlt has closed them
                     _build_marts(context, report, with_transform=limits.with_transform)
                     _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
         policy.save_found_chats(context.workspace, context.destination, context.redactor)
@@ -141,7 +141,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
     """
     report = RunReport(context, Run(stop=limits.stop), failed_parts={**limits.failed_parts})
     with _report_end(context, report), context.destination.lock():
-        with context.destination.hold():
+        with context.destination.stay_open():
             _prepare(context, report)
             _load_events(context, report)
             _build_marts(context, report, with_transform=limits.with_transform)
@@ -170,7 +170,7 @@ class EarlyTables:
         if started_at < self.next_at or report.run.is_stopped:
             return
         try:
-            with context.destination.hold():
+            with context.destination.stay_open():
                 with report.isolate("webhook events"):
                     _load_events(context, report)
                 _build_marts(context, report, with_transform=self.with_transform)

@@ -198,7 +198,7 @@ class StreamLoader:
         missing_tables = build_missing_tables(self._pipeline)
         if missing_tables is not None:
             source.resources.add(missing_tables)
-        with self._destination.keep_open(self._pipeline):
+        with self._destination.stay_open_for(self._pipeline):
             self._pipeline.run(source.with_resources(*resources) if resources else source)
         trace = self._pipeline.last_trace
         for step in trace.steps if trace else ():

@@ -31,8 +31,8 @@ def _json(name: str, description: str, pii: Pii = Pii.NONE) -> Column:
     return Column(name, "json", pii, description)
 
 
-def _number(name: str, description: str, kind: ColumnType = "bigint") -> Column:
-    return Column(name, kind, Pii.NONE, description)
+def _number(name: str, description: str) -> Column:
+    return Column(name, "bigint", Pii.NONE, description)
 
 
 def _run_columns() -> Iterator[Column]:

@@ -14,7 +14,7 @@ from msgbubbles.tables import Table
 
 from .buffer import RowBuffer
 from .coverage import Coverage
-from .readers import READERS, connect
+from .readers import READERS, build_run_client
 from .run import Run
 from .streams import read_stream
 
@@ -33,7 +33,7 @@ def read_directly(
     before, requests = {name: _describe(state) for name, state in resources.items()}, run.traffic.total
     pages = {stream: progress.pages for stream, progress in run.streams.items()}
     items: list[tuple[Table, pa.Table]] = []
-    with connect(api_key, redactor, run) as client:
+    with build_run_client(api_key, redactor, run) as client:
         for read, tables in READERS:
             if names and tables[0] not in names:
                 continue

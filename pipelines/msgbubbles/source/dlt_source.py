@@ -17,7 +17,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles.settings import DEFAULTS, SourceSettings, build_source_settings
 
 from .buffer import RowBuffer
-from .readers import READERS, connect
+from .readers import READERS, build_run_client
 from .run import Run
 from .stored import Warehouse
 from .streams import Read, read_stream
@@ -64,7 +64,7 @@ def msgbubbles_source(
         def rows() -> Iterator[Any]:
             run.warehouse = run.warehouse or Warehouse.from_current_pipeline()
             with (
-                connect(api_key, redactor, run) as client,
+                build_run_client(api_key, redactor, run) as client,
                 run.warehouse.connected() if run.warehouse else nullcontext(),
             ):
                 buffer = RowBuffer(tables, run.warehouse, run.changes)

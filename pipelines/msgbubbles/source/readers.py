@@ -22,7 +22,7 @@ READERS: tuple[tuple[Read, tuple[str, ...]], ...] = (
 )
 
 
-def connect(api_key: str, redactor: Redactor, run: Run) -> Client:
+def build_run_client(api_key: str, redactor: Redactor, run: Run) -> Client:
     """Build the client of a run."""
 
     def stored_chats(ids: Sequence[str]) -> Sequence[str]:

@@ -111,7 +111,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             destination, follows_success=full_tests_at > 0, unchanged=unchanged
         )
         if not is_planned:
-            destination.release()
+            destination.close()
             result = dbt.build(destination, failed_before, is_full=is_full)
             write_privately(folder / BUILD_DIGEST, digest)
             if not (result.failed_models or dbt.unreadable.files):
@@ -308,7 +308,7 @@ class _Dbt:
 
         Raises `TransformError` if the error concerns more than some marts.
         """
-        destination.release()
+        destination.close()
         excluded = [f"{model}+" for model in built.failed_models]
         if not self._full_tests:
             excluded.append("tag:tested_once_a_day")

@@ -51,7 +51,7 @@ class Destination(ABC):
         self.write_schema = DATASET
         # What somebody has changed in the tables, and `prepare` has changed back.
         self.repaired: list[str] = []
-        # The tables that nothing can be loaded into, and why: somebody has changed them in a way that stays.
+        # The tables that are held back, because nothing can be loaded into them, and why: somebody has changed them.
         self.held: dict[str, str] = {}
         # The same of tables that the job writes itself.
         self.unwritable: dict[str, str] = {}
@@ -244,19 +244,19 @@ class Destination(ABC):
         """
         return
 
-    def keep_open(self, _pipeline: Any) -> AbstractContextManager[Any]:
+    def stay_open_for(self, _pipeline: Any) -> AbstractContextManager[Any]:
         """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()
 
-    def hold(self) -> AbstractContextManager[Any]:
+    def stay_open(self) -> AbstractContextManager[Any]:
         """Keep the tables open from the first connection on, so that later ones cost little.
 
-        Ends with the block, and with each call of `release`.
+        Ends with the block, and with each call of `close`.
         """
         return nullcontext()
 
-    def release(self) -> None:
-        """Close what `hold` keeps open: dlt and dbt open the tables with options of their own."""
+    def close(self) -> None:
+        """Close what `stay_open` keeps open: dlt and dbt open the tables with options of their own."""
         return
 
     def open_build(self) -> AbstractContextManager[tuple[Path, Path] | None]:

@@ -23,7 +23,7 @@ from msgbubbles_sync.workspace import DATASET, Workspace
 from .base import Destination
 from .claims import find_account_files
 from .compaction import compact, drop_leftovers, should_compact
-from .duckdb_load import StoredRows
+from .duckdb_load import SqlClient
 from .loaded_tables import COLUMNS, find_repairs, has_lost_columns
 from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
@@ -68,7 +68,7 @@ class DuckDBFile(Destination):
         self.title = str(workspace.database)
         # The mark of the file that was published last.
         self._published_mark = workspace.folder / "published.json"
-        self._held, self._is_holding = ExitStack(), False
+        self._connections, self._stays_open = ExitStack(), False
 
     def build_dlt_destination(self) -> Any:
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
@@ -95,10 +95,10 @@ class DuckDBFile(Destination):
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            if self._is_holding:
+            if self._stays_open:
                 # The first connection reads the catalog, and the last one to close writes all changes to the file.
-                self._is_holding = False
-                self._held.enter_context(self._connect())
+                self._stays_open = False
+                self._connections.enter_context(self._connect())
             yield connection
 
     def open_job_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -116,10 +116,10 @@ class DuckDBFile(Destination):
         return duckdb.connect(str(self._workspace.work), config=self.options())
 
     @contextmanager
-    def sql_client(self) -> Iterator[StoredRows]:
+    def sql_client(self) -> Iterator[SqlClient]:
         """Open a client for `msgbubbles.source.stored.Warehouse`, which needs no dlt."""
         with self.open_writer() as connection:
-            yield StoredRows(connection)
+            yield SqlClient(connection)
 
     @contextmanager
     def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -138,7 +138,7 @@ class DuckDBFile(Destination):
         return True
 
     def remove_old_versions(self) -> None:
-        self.release()
+        self.close()
         compact(self._workspace.work, self.options())
 
     def list_out_of_reach(self) -> list[str]:
@@ -148,22 +148,22 @@ class DuckDBFile(Destination):
         self.remove_old_versions()  # what is published is a copy of the file
         self.publish()
 
-    def keep_open(self, pipeline: Any) -> AbstractContextManager[Any]:
+    def stay_open_for(self, pipeline: Any) -> AbstractContextManager[Any]:
         # Each job of a load opens the file, and the last connection that closes it writes every change to the disk.
         client: AbstractContextManager[Any] = pipeline.sql_client()
         return client
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        self._is_holding = True
+    def stay_open(self) -> Iterator[None]:
+        self._stays_open = True
         try:
             yield
         finally:
-            self.release()
+            self.close()
 
-    def release(self) -> None:
-        self._is_holding = False
-        self._held.close()
+    def close(self) -> None:
+        self._stays_open = False
+        self._connections.close()
 
     def prepare(self) -> None:
         workspace, work = self._workspace, self._workspace.work
@@ -220,7 +220,7 @@ class DuckDBFile(Destination):
         with self._connect() as connection:
             drop_leftovers(connection)
             is_wasteful = should_compact(connection, stamp)
-        self.release()
+        self.close()
         if is_wasteful:
             compact(workspace.work, self.options())
             stamp.touch()

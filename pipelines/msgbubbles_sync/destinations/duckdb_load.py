@@ -32,7 +32,7 @@ STORE_STATE = """INSERT INTO msgbubbles._dlt_pipeline_state
 VALUES (?, ?, ?, ?, now(), ?, ?, ?)"""
 
 
-class StoredRows:
+class SqlClient:
     """Queries the loaded tables, with the methods of dlt's client that `Warehouse` uses."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:

@@ -45,7 +45,7 @@ def load_rows(
 def build_pipeline(workspace: Workspace, destination: Destination, name: str = PIPELINE) -> dlt.Pipeline:
     """Build a pipeline that loads the warehouse. The caller holds the warehouse's lock."""
     destination.keep_lock()
-    destination.release()
+    destination.close()
     dlt_files = workspace.dlt_folder / name
     # dlt moves a normalized package to its place, and then removes its source. If it was killed between the two, moving
     # the package a second time would fail in every run.

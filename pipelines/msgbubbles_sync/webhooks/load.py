@@ -253,7 +253,6 @@ class _Load:
         return None
 
     def _load_with_dlt(self, events: list[Event]) -> _Batch:
-        self.destination.release()
         pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
         warehouse = Warehouse(pipeline.sql_client)
         with warehouse.connected():

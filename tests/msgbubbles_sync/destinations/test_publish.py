@@ -93,13 +93,13 @@ def rows(database: Path) -> list[int]:
     return found
 
 
-def test_file_stays_open_from_the_first_connection_until_released(tmp_path: Path) -> None:
+def test_file_stays_open_from_the_first_connection_until_closed(tmp_path: Path) -> None:
     workspace = Workspace.from_path(tmp_path / "w.duckdb")
     workspace.make_folders()
     destination = build_destination(workspace)
     is_open = []
-    with destination.hold():
-        for step in (nullcontext, destination.open_writer, destination.release, destination.open_writer):
+    with destination.stay_open():
+        for step in (nullcontext, destination.open_writer, destination.close, destination.open_writer):
             with step() or nullcontext():
                 pass
             command = [sys.executable, "-c", WRITER, str(workspace.work)]

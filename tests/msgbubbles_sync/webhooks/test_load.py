@@ -47,7 +47,7 @@ def test_repeated_event_is_stored_once(tmp_path: Path, monkeypatch: pytest.Monke
             load_all(workspace)
     assert len(list_segments(spool)) == 1, "nothing is removed that is not committed"
     (spool / "2-1.jsonl").write_text(line(2, "2026-11-23T11:00:00Z") + line(3))
-    with build_destination(workspace).hold():  # no table of messages yet, so dlt opens the file
+    with build_destination(workspace).stay_open():  # no table of messages yet, so dlt opens the file
         result = load_all(workspace)
     assert (result.deliveries, result.malformed, count_dead_letters(workspace)) == (3, 1, 1)
     (spool / "3-1.jsonl").write_text(line(1, "2026-11-23T12:00:00Z", n=9))

@@ -74,7 +74,7 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
             with hold_lock(workspace.folder):
                 # Another command may have changed what a context has cached.
                 context = replace(reached)
-                with context.destination.hold():
+                with context.destination.stay_open():
                     sync.prepare(replace(session, context=context))
                     return run(context, Limits(stop=stop, failed_parts=changes.as_failed_parts()))
 
