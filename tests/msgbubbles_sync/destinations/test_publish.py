@@ -274,7 +274,7 @@ def test_publish_writes_through_a_symbolic_link(
         folder.mkdir(parents=True)
     target = data / "real.duckdb"
     if link != "dangling":
-        target.write_bytes(b"what was there")
+        target.write_bytes(b"checksumDUCK and what was there")
     pointing = target if link in ("absolute", "other file system") else Path("../data/deep/real.duckdb")
     if link == "chain":
         shown.symlink_to("second.duckdb")
