@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -132,6 +134,24 @@ def test_clock_that_is_set_back_delays_no_cycle(new_jobs: Callable[..., Jobs], m
     watching.run()
     limit.cancel()
     assert len(jobs.cycles) == 3
+
+
+def test_what_a_cycle_leaves_is_freed_before_the_next(
+    new_jobs: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, left, freed = new_jobs(0, 0), weakref.WeakSet[Any](), []
+    report = jobs.report
+
+    def report_and_leave(status: int) -> RunReport:
+        freed.append(not left)
+        event: Any = threading.Event()
+        event.itself = event
+        left.add(event)
+        return report(status)
+
+    monkeypatch.setattr(jobs, "report", report_and_leave)
+    jobs.watch(0.01).run()
+    assert freed == [True, True]
 
 
 def test_another_job_is_waited_for(new_jobs: Callable[..., Jobs]) -> None:
