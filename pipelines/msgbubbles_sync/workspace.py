@@ -114,7 +114,7 @@ class Workspace:
             raise UsageError(f"--database: {database} leads to {file}, which must be a file in a folder that exists")
         workspace = cls(database, destination, account)
         if file.exists() and not workspace.folder.exists() and not _may_be_duckdb(file):
-            raise UsageError(f"--database: {database} is not a DuckDB file; choose another name")
+            raise UsageError(f"--database: {database} is not a DuckDB file; choose another name, or move it away")
         return workspace
 
     @property

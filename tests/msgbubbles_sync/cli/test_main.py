@@ -175,7 +175,7 @@ def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> N
     refused = run_fork(*CHATS, "--sandbox", "--database", str(table))
     assert (refused.returncode, refused.stderr) == (
         2,
-        f"--database: {table} is not a DuckDB file; choose another name\n",
+        f"--database: {table} is not a DuckDB file; choose another name, or move it away\n",
     )
     assert table.read_text().startswith("key,title")
     assert list(tmp_path.iterdir()) == [table]
