@@ -195,16 +195,23 @@ def test_missing_key_message_names_both_fixes(new_job: NewJob) -> None:
     assert "SOURCES__MSGBUBBLES__API_KEY" in outcome.errors
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("BASE_URL", "http://api.msgbubbles.com/v1"), ("START_DATE", "last week"), ("BUDGET_DIR", "/dev/null/folder")],
-)
+@pytest.mark.parametrize(("key", "value"), [("BASE_URL", "http://api.msgbubbles.com/v1"), ("START_DATE", "last week")])
 def test_invalid_configuration_is_named(new_job: NewJob, key: str, value: str) -> None:
     job = new_job(chats=0)
     job.environment |= {"SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "120", f"SOURCES__MSGBUBBLES__{key}": value}
     outcome = job.run(status=2)
     assert key.lower() in outcome.errors
     assert job.server.requests == []
+
+
+def test_run_whose_requests_cannot_be_recorded_says_so_and_goes_on(new_job: NewJob) -> None:
+    job = new_job(chats=3, messages=20)
+    job.environment |= {
+        "SOURCES__MSGBUBBLES__REQUESTS_PER_MINUTE": "120",
+        "SOURCES__MSGBUBBLES__BUDGET_DIR": "/dev/null/folder",
+    }
+    assert "Set budget_dir to a writable folder" in job.run().errors
+    assert differences(job.database, job.server.truth()) == {}
 
 
 @pytest.mark.parametrize("name", ["msgbubbles.duckdb", "marts.duckdb", "staging.duckdb"])
