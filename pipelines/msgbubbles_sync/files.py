@@ -69,6 +69,11 @@ def read_modified_at_ns(path: Path) -> int:
     return 0
 
 
+def is_older_than(path: Path, seconds: float) -> bool:
+    """Return whether a file is missing, or was last written longer ago, or later than now: the clock was set back."""
+    return not (path.exists() and 0 <= time.time() - path.stat().st_mtime < seconds)
+
+
 def sync_to_disk(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

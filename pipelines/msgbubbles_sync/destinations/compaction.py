@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import duckdb
 
-from msgbubbles_sync.files import follow_links, sync_to_disk
+from msgbubbles_sync.files import follow_links, is_older_than, sync_to_disk
 from msgbubbles_sync.sql import quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET
 
@@ -39,8 +38,7 @@ def should_compact(connection: duckdb.DuckDBPyConnection, stamp: Path) -> bool:
         "WHERE database_name = current_catalog()"
     ).fetchall()[0]
     interval_seconds = SMALL_INTERVAL_SECONDS if total * bytes_each < LARGE_BYTES else LARGE_INTERVAL_SECONDS
-    is_recent = stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < interval_seconds
-    return bool(free > MAX_FREE_SHARE * total and not is_recent)
+    return bool(free > MAX_FREE_SHARE * total and is_older_than(stamp, interval_seconds))
 
 
 def drop_old_states(connection: duckdb.DuckDBPyConnection, schema: str) -> None:

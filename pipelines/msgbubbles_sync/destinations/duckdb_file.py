@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from filelock import FileLock
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import read_json, write_privately
+from msgbubbles_sync.files import is_older_than, read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import list_tables, quote_name
 from msgbubbles_sync.workspace import DATASET, Workspace
@@ -236,10 +235,7 @@ class DuckDBFile(Destination):
         return size
 
     def is_older_than(self, minutes: float) -> bool:
-        if not (self.exists() and self._is_as_published()):
-            return True
-        age_seconds = time.time() - self._workspace.database.stat().st_mtime
-        return not 0 <= age_seconds <= minutes * 60  # negative once the clock was set back
+        return is_older_than(self._workspace.database, minutes * 60) or not self._is_as_published()
 
     def _is_as_published(self) -> bool:
         """Return whether the published files are as this job left them."""

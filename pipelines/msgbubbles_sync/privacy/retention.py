@@ -6,7 +6,6 @@ as in a DuckDB file; otherwise they are removed once a day, too.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -14,9 +13,9 @@ import duckdb
 
 from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.files import is_older_than
 from msgbubbles_sync.sql import fetch_rows
 from msgbubbles_sync.tables import TABLES
-from msgbubbles_sync.workspace import Workspace
 
 from .rewrite import StoredRows, rewriting
 
@@ -41,7 +40,7 @@ def expire(context: Context) -> Counter[str]:
     counts: Counter[str] = Counter()
     if not (policy.text_days or policy.thread_days):
         return counts
-    is_due = _is_due(workspace)
+    is_due = is_older_than(workspace.folder / DONE, DAY_SECONDS)
     if not (destination.updates_in_place or is_due) or not destination.has_tables():
         return counts
     now, schema = datetime.now(UTC), destination.write_schema
@@ -66,12 +65,6 @@ def expire(context: Context) -> Counter[str]:
         workspace.set_done("compact")
         (workspace.folder / DONE).touch()
     return +counts
-
-
-def _is_due(workspace: Workspace) -> bool:
-    path = workspace.folder / DONE
-    # Negative once the clock was set back.
-    return not path.exists() or not 0 <= time.time() - path.stat().st_mtime < DAY_SECONDS
 
 
 def _has_old_texts(connection: duckdb.DuckDBPyConnection, schema: str, before: datetime) -> bool:
