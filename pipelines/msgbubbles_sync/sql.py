@@ -94,10 +94,12 @@ def limit_seconds(connection: duckdb.DuckDBPyConnection, seconds: int) -> Iterat
 
     0 is no limit. The statement raises `duckdb.InterruptException`.
     """
+    if not seconds:
+        yield
+        return
     timer = threading.Timer(seconds, connection.interrupt)
     timer.daemon = True
-    if seconds:
-        timer.start()
+    timer.start()
     try:
         yield
     finally:

@@ -102,8 +102,8 @@ def restore_record(workspace: Workspace, destination: Destination) -> str:
         if Record.load(workspace) is not None or not workspace.folder.exists():
             return ""
     except UsageError:
-        is_behind = workspace.is_pending("erase", "policy")
-        if is_behind or not (workspace.destination != "duckdb" or workspace.work.exists()):
+        has_lost_work = workspace.destination == "duckdb" and not workspace.work.exists()
+        if has_lost_work or workspace.is_pending("erase", "policy"):
             return ""
         is_damaged = True
     is_empty = not has_rows(workspace)
