@@ -46,6 +46,8 @@ class Context:
     workspace: Workspace
     settings: Settings
     console: Console
+    # What failed before the command, by part of a run, and why.
+    failed_parts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def destination(self) -> Destination:
@@ -71,13 +73,10 @@ class Limits:
     """What one run may do.
 
     It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the request in flight when
-    `stop` is set. `failed_parts` have failed before it starts, and why. `accept_ties`: no rows are missing at the tie
-    overflows that are known so far.
+    `stop` is set.
     """
 
     since: datetime | None = None
     max_requests: int | None = None
-    accept_ties: bool = False
     with_transform: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
-    failed_parts: Mapping[str, str] = field(default_factory=dict)

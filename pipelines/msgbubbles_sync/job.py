@@ -17,7 +17,7 @@ from msgbubbles.source.run import MissingRows, Run
 
 from .contact_aliases import load_contact_aliases
 from .context import Context, Limits
-from .dbt.runner import check_tools, describe_failures, forget_build, is_outdated, load_build_result, transform
+from .dbt.runner import check_tools, describe_unbuilt, forget_build, is_outdated, load_build_result, transform
 from .destinations import Destination, claims
 from .destinations.version import store_version
 from .groups.ledger import LEDGER, Ledger
@@ -69,22 +69,22 @@ changed or removed a table or a column. What they lack is read, and erased, agai
 are lost"""
 
 
-def run(context: Context, limits: Limits) -> RunReport:
+def run(context: Context, limits: Limits, *, accept_ties: bool = False) -> RunReport:
     """Bring the warehouse up to date with the API, as far as `limits` allow, and return how the run ended.
 
     An exception ends the run, and an error of the API ends the reading; both are in the report. What was read before is
-    loaded and published. The next run continues from the last finished load. The caller holds the lock `job`. Raises
-    `AnotherJobRunsError` if a job of another machine is active on the tables.
+    loaded and published. The next run continues from the last finished load. `accept_ties`: no rows are missing at the
+    tie overflows that are known so far. The caller holds the lock `job`. Raises `AnotherJobRunsError` if a job of
+    another machine is active on the tables.
     """
     report = RunReport(
         context,
         Run(
             batch_pages=context.settings.sync.batch_pages,
             max_requests=limits.max_requests,
-            accept_overflows=limits.accept_ties,
+            accept_overflows=accept_ties,
             stop=limits.stop,
         ),
-        failed_parts={**limits.failed_parts},
     )
     with _log_run(context, report), context.destination.lock():
         with context.destination.stay_open():  # until dlt needs them
@@ -139,7 +139,7 @@ def load_webhooks(context: Context, limits: Limits) -> RunReport:
 
     Returns as `run` does. There is no record of it in the run log, unless it fails.
     """
-    report = RunReport(context, Run(stop=limits.stop), failed_parts={**limits.failed_parts})
+    report = RunReport(context, Run(stop=limits.stop))
     with _report_end(context, report), context.destination.lock():
         with context.destination.stay_open():
             _prepare(context, report)
@@ -332,7 +332,7 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_done("transform")
     else:
         report.built = load_build_result(workspace)
-    if failures := describe_failures(workspace, report.built):
+    if failures := describe_unbuilt(workspace, report.built):
         report.add_failed_part("marts", failures)
     holds = context.settings.transforms.data_tests == "hold"
     report.held_marts = sorted({*report.built.unbuilt_marts, *(report.built.marts if holds else ())})

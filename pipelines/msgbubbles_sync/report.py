@@ -73,12 +73,15 @@ class RunReport:
     held_marts: list[str] = field(default_factory=list)
     expired: dict[str, int] = field(default_factory=dict)
     failed_reads: list[FailedRead] = field(default_factory=list)
-    failed_parts: dict[str, str] = field(default_factory=dict)
+    failed_parts: dict[str, str] = field(init=False)
     transform_error: TransformError | None = None
     failure: BaseException | None = None
     outcome: Outcome = field(default_factory=lambda: Outcome(0))
     record: RunRecord = field(init=False, repr=False)
     _shown: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.failed_parts = {**self.context.failed_parts}
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from msgbubbles.times import HOUR_MS, from_epoch_ms
 from msgbubbles_sync.check_result import CheckResult
 from msgbubbles_sync.inspect.local_state import LocalState
 from msgbubbles_sync.inspect.plan import Step
-from msgbubbles_sync.inspect.status import STREAMS, Status, describe_failures
+from msgbubbles_sync.inspect.status import STREAMS, Status, describe_failed_runs
 from msgbubbles_sync.inspect.verify import VerifyResult
 from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.run_record import RunRecord
@@ -131,7 +131,8 @@ def print_status(status: Status, local: LocalState, now: datetime, console: Cons
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     if status.runs:
         console.print(_build_table(status.runs, is_narrow=console.width < NARROW_WIDTH))
-    for line in [*describe_failures(status.runs), *(describe_failed_parts(status.runs[-1]) if status.runs else ())]:
+    failed_parts = describe_failed_parts(status.runs[-1]) if status.runs else ()
+    for line in [*describe_failed_runs(status.runs), *failed_parts]:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 

@@ -137,7 +137,7 @@ def load_build_result(workspace: Workspace) -> BuildResult:
     return BuildResult()
 
 
-def describe_failures(workspace: Workspace, result: BuildResult) -> str:
+def describe_unbuilt(workspace: Workspace, result: BuildResult) -> str:
     """Return what could not be built, and what that means for readers; empty if everything was built."""
     if not result.failed_models:
         return result.unreadable_files

@@ -98,7 +98,7 @@ def _find_holder(local: LocalState, lock: str) -> Holder | None:
     return None
 
 
-def describe_failures(runs: list[RunRecord]) -> list[str]:
+def describe_failed_runs(runs: list[RunRecord]) -> list[str]:
     """Return why runs failed, the newest first; each reason once."""
     reasons: dict[str, str] = {}
     for record in reversed(runs):

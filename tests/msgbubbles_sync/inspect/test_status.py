@@ -12,7 +12,7 @@ from rich.console import Console
 
 from msgbubbles.source.coverage import Coverage
 from msgbubbles_sync.cli.inspect_report import print_status
-from msgbubbles_sync.inspect.status import Status, describe_failures
+from msgbubbles_sync.inspect.status import Status, describe_failed_runs
 from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.settings import Settings
 
@@ -25,8 +25,8 @@ def record(minute: int, error: str | None = None) -> RunRecord:
 def test_reasons_of_failures_are_shown_once_and_newest_first() -> None:
     runs = [record(1, "no host api.example"), record(2, None), record(3, "401 unauthorized")]
     runs += [record(minute, "401 unauthorized") for minute in (4, 5)]
-    assert describe_failures(runs) == ["2026-11-25 22:05 401 unauthorized", "2026-11-25 22:01 no host api.example"]
-    assert describe_failures([record(1, None)]) == []
+    assert describe_failed_runs(runs) == ["2026-11-25 22:05 401 unauthorized", "2026-11-25 22:01 no host api.example"]
+    assert describe_failed_runs([record(1, None)]) == []
 
 
 @pytest.mark.parametrize("width", [40, 80])

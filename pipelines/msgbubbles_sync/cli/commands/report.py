@@ -10,7 +10,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.inspect.activity import read_activity, render_activity
 from msgbubbles_sync.inspect.local_state import LocalState
-from msgbubbles_sync.inspect.status import describe_failures
+from msgbubbles_sync.inspect.status import describe_failed_runs
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE
 
 
@@ -21,7 +21,7 @@ def run(session: Session, *, days: int, number: str | None, out: Path | None) ->
     title = "MsgBubbles" if context.workspace.account is None else f"MsgBubbles {context.workspace.account}"
     with context.destination.open_tables() as connection:
         activity = read_activity(connection, context.settings.transforms.time_zone, days, number)
-    failures = describe_failures(LocalState(context).records[-1:])
+    failures = describe_failed_runs(LocalState(context).records[-1:])
     page = render_activity(activity, title, datetime.now(UTC), next(iter(failures), None))
     try:
         write_privately(path, page)

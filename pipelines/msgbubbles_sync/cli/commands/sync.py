@@ -24,10 +24,10 @@ def run(
     session: Session, since: datetime | None, max_requests: int | None, *, accept_ties: bool, with_transform: bool
 ) -> int:
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
-    limits = Limits(since, max_requests, accept_ties, with_transform)
+    limits = Limits(since, max_requests, with_transform)
     prepare(session)
     with stopped_by_signals(limits.stop), connect(session) as connection:
-        report = job.run(connection.context, limits)
+        report = job.run(connection.context, limits, accept_ties=accept_ties)
     print_report(session.reporter, report, session.context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status
 

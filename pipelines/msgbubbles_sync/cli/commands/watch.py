@@ -73,10 +73,10 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
         def locked(run: Callable[[Context, Limits], RunReport]) -> RunReport:
             with hold_lock(workspace.folder):
                 # Another command may have changed what a context has cached.
-                context = replace(reached)
+                context = replace(reached, failed_parts=changes.as_failed_parts())
                 with context.destination.stay_open():
                     sync.prepare(replace(session, context=context))
-                    return run(context, Limits(stop=stop, failed_parts=changes.as_failed_parts()))
+                    return run(context, Limits(stop=stop))
 
         def on_error(message: str) -> None:
             reporter.fail(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
