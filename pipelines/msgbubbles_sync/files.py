@@ -100,6 +100,14 @@ def move_damaged(path: Path) -> Path:
     return new
 
 
+def restore_access(path: Path) -> None:
+    """Let the owner of a file or folder read and write it, if that is the user of this process."""
+    with suppress(OSError):  # missing, another user's, or on a read-only disk
+        needed = 0o700 if path.is_dir() else 0o600
+        if (mode := path.stat().st_mode & 0o777) & needed != needed:
+            path.chmod(mode | needed)
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with what is in it. Raises `OSError`."""
     if path.is_dir() and not path.is_symlink():

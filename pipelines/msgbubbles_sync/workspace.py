@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import UsageError
-from .files import follow_links, move_damaged, write_privately
+from .files import follow_links, move_damaged, restore_access, write_privately
 
 # The project: the checkout that this module is in, or the working directory if the package is installed.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,8 @@ VERSION, VERSION_FILE = 2, "version"
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 # Names may have 255 bytes, and paths 4,096, with what is appended for logs, copies, and the files of dlt and dbt.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 215, 3600
+# The permissions that the job needs for its folders.
+USABLE = os.R_OK | os.W_OK | os.X_OK
 # Settings of dlt that the job relies on.
 RELIED_ON = {
     "EXTRACT__NEXT_ITEM_MODE": "fifo",
@@ -113,7 +115,7 @@ class Workspace:
         if file.is_symlink() or not file.parent.is_dir() or (file.exists() and not file.is_file()):
             raise UsageError(f"--database: {database} leads to {file}, which must be a file in a folder that exists")
         workspace = cls(database, destination, account)
-        if file.exists() and not workspace.folder.exists() and not _may_be_duckdb(file):
+        if file.exists() and not os.path.lexists(workspace.folder) and not _may_be_duckdb(file):
             raise UsageError(f"--database: {database} is not a DuckDB file; choose another name, or move it away")
         return workspace
 
@@ -187,19 +189,25 @@ class Workspace:
 
     def find_damaged(self) -> list[Path]:
         """Return the damaged files and folders that were renamed."""
-        return [path for folder in (self.folder, self.dlt_folder) for path in folder.glob("*.damaged-*")]
+        folders = (self.folder, self.dlt_folder, self.dbt_folder)
+        return [path for folder in folders for path in folder.glob("*.damaged-*")]
 
     def make_folders(self) -> None:
-        """Create the folders that are missing."""
+        """Create the folders that are missing, and restore the access of the user of this process to those it owns."""
+        restore_access(self.folder.parent)
         is_new = not self.folder.is_dir()
         restorable = (self.dlt_folder, self.dbt_folder)
         for folder in (self.folder.parent, self.folder, *restorable):
-            is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK) or not os.path.lexists(folder)
+            restore_access(folder)
+            is_usable = os.access(folder, USABLE) or not os.path.lexists(folder)
             can_be_moved = folder in restorable and os.access(self.folder, os.W_OK)  # no read-only disk
             if (folder.exists() and not folder.is_dir()) or (can_be_moved and not is_usable):
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
-        for path in self.folder.iterdir():
+        for path in (*self.folder.iterdir(), *self.dbt_folder.iterdir()):
+            restore_access(path)
+            if path.parent == self.dbt_folder and path.is_dir() and not os.access(path, USABLE):
+                move_damaged(path)
             # A link to a database or to the spool may lead to a disk that is not mounted.
             is_ours = path.name != "webhooks" and path.suffix not in (self.work.suffix, ".sqlite")
             if is_ours and path.is_symlink() and not path.exists():
@@ -210,9 +218,12 @@ class Workspace:
     @property
     def version(self) -> int:
         """The version of these files; 0 if a release without versions wrote them."""
-        with suppress(OSError, ValueError):
+        try:
             return int((self.folder / VERSION_FILE).read_text())
-        return 0
+        except PermissionError:  # `restore` moves the file away
+            return VERSION
+        except (OSError, ValueError):
+            return 0
 
     def store_version(self, version: int) -> None:
         write_privately(self.folder / VERSION_FILE, f"{version}\n")

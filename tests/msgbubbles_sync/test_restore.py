@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from helpers.context import build_context, build_destination
 from helpers.damage import DAMAGE
+from helpers.permissions import give_away, obey_permissions
 from msgbubbles.policy import PRESETS
+from msgbubbles_sync.cli import chats
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy import applied as privacy
@@ -112,22 +115,53 @@ def test_file_with_the_name_of_a_folder_and_broken_links_are_renamed(workspace: 
     assert load(workspace, 3) == [1, 2, 3]
 
 
-def test_files_that_may_not_be_read_are_renamed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As for any user but root, who may read every file.
-    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).stat().st_mode & 0o600 == 0o600)
+def test_own_files_without_permissions_are_opened(workspace: Workspace) -> None:
+    closed = [workspace.folder / name for name in ("job.lock", "groups.sqlite", "dbt/logs", "dbt", "dlt")]
+    closed += [workspace.work, workspace.folder, workspace.folder.parent]
+    for path in closed:
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        path.chmod(0)
+    workspace.store_version(1)
+    workspace.make_folders()
+    assert [path for path in closed if path.stat().st_mode & 0o600 != 0o600] == []
+    assert workspace.version == 1, "not taken for a new one"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_files_of_another_user_are_renamed(workspace: Workspace) -> None:
     names = ("runs.jsonl", "dbt/built_with", "publish.pending")
     for name in names:
-        path = workspace.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-        path.chmod(0)
-    assert [line.partition(" could not be read")[0] for line in restored(workspace)] == [
+        (workspace.folder / name).parent.mkdir(exist_ok=True)
+        (workspace.folder / name).touch()
+        give_away(workspace.folder / name)
+    (workspace.folder / "dbt" / "logs").mkdir()
+    for folder in ("dbt/logs", "dlt"):
+        give_away(workspace.folder / folder)
+    obey_permissions(workspace.make_folders)
+    lines = obey_permissions(lambda: restored(workspace))
+    assert [line.partition(" could not be read")[0] for line in lines] == [
         str(workspace.folder / name) for name in names[:2]
     ]
     assert workspace.is_pending("publish")
-    (workspace.folder / "dbt").chmod(0)
-    workspace.make_folders()
-    assert {path.name.partition("-")[0] for path in workspace.folder.glob("dbt*")} == {"dbt.damaged", "dbt"}
+    assert {path.name.partition("-")[0] for path in workspace.find_damaged()} == {
+        "runs.jsonl.damaged", "built_with.damaged", "logs.damaged", "dlt.damaged"
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_folder_of_another_user_hides_no_published_row(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_away(workspace.folder.parent)
+
+    def run(command: str) -> int:
+        with pytest.raises(SystemExit) as ending:
+            chats.SCRIPT.app([command, "--database", str(workspace.database)])
+        assert f"{workspace.folder} cannot be written: give the user of this job access" in capsys.readouterr().err
+        return int(str(ending.value.code))
+
+    assert [obey_permissions(partial(run, command)) for command in ("sync", "status")] == [1, 0]
 
 
 def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -> None:

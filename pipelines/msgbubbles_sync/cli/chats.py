@@ -99,7 +99,7 @@ def watch(
     return commands.watch.run(session, every, None if health_port is None else (health_host, health_port))
 
 
-@SCRIPT.command("as_json", for_each=True, needs_version=True)
+@SCRIPT.command("as_json", for_each=True, needs_version=True, only_reads=True)
 def plan(
     session: Session,
     probe: Annotated[
@@ -110,7 +110,7 @@ def plan(
     return commands.inspect.plan(session, probe=probe)
 
 
-@SCRIPT.command("as_json", for_each=True)
+@SCRIPT.command("as_json", for_each=True, only_reads=True)
 def check(session: Session) -> int:
     """Check that a sync can run, and how the API behaves.
 
@@ -139,7 +139,7 @@ def verify(
     return commands.inspect.verify(session, sample=sample, repair=repair)
 
 
-@SCRIPT.command("as_json", for_each=True, needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", for_each=True, needs_warehouse=True, needs_version=True, only_reads=True)
 def status(
     session: Session,
     max_age_minutes: Annotated[
@@ -154,7 +154,7 @@ def status(
     return commands.inspect.status(session, max_age_minutes=max_age_minutes)
 
 
-@SCRIPT.command("as_json", needs_warehouse=True, needs_version=True)
+@SCRIPT.command("as_json", needs_warehouse=True, needs_version=True, only_reads=True)
 def report(
     session: Session,
     days: Annotated[int, typer.Option(min=1, max=3660, metavar="N", help="Cover the last N days.")] = 30,

@@ -81,7 +81,8 @@ class Options:
 
     If several accounts are configured and none is named, the command runs `for_each` of them. `uses_dlt`: it writes to
     the folder of the workspace. `needs_warehouse`: it exits with status 2 before the first sync. `needs_version`: it
-    exits with status 2 if another release wrote the warehouse.
+    exits with status 2 if another release wrote the warehouse. `only_reads`: it goes on without the folder if the user
+    may not use it.
     """
 
     database: Path | None
@@ -92,6 +93,7 @@ class Options:
     uses_dlt: bool = True
     needs_warehouse: bool = False
     needs_version: bool = False
+    only_reads: bool = False
 
 
 def build_app(doc: str | None, *, add_completion: bool = False, **options: Any) -> typer.Typer:

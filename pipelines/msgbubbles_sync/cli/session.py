@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,12 +35,17 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
         context = Context(workspace, load_settings(workspace.account), reporter)
         if options.uses_dlt:
             workspace.configure_dlt()  # before the destination reads its address
-        if options.needs_warehouse and not workspace.folder.exists() and not context.destination.exists():
+        if options.needs_warehouse and not os.path.lexists(workspace.folder) and not context.destination.exists():
             raise UsageError(
                 f"{workspace.database} has no warehouse. Run the sync first, or pass the --database that it uses."
             )
         if options.uses_dlt:
-            workspace.make_folders()
+            try:
+                workspace.make_folders()
+            except PermissionError as error:
+                if not options.only_reads:
+                    raise
+                reporter.fail(explain_end(error, context).message)
         if options.needs_version:
             check_version(workspace, context.destination)
         return body(Session(script.name, context, reporter, options.sandbox))

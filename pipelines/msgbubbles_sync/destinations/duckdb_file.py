@@ -82,7 +82,7 @@ class DuckDBFile(Destination):
         return self._workspace.database.exists()
 
     def has_tables(self) -> bool:
-        return self._workspace.work.exists()
+        return os.access(self._workspace.work, os.F_OK)  # False in an unreadable folder
 
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return open_published(self._workspace.database)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from msgbubbles.source.run import MissingRows
@@ -28,7 +29,7 @@ MAX_CHECK_REQUESTS = 20
 
 def plan(session: Session, *, probe: bool) -> int:
     local = LocalState(session.context)
-    session.context.check_policy()
+    _check_policy(session)
     with connect_until_stopped(session, serve=probe) as connection:
         steps = planning.plan_steps(local, int(time.time() * 1000))
         changed = None
@@ -37,6 +38,11 @@ def plan(session: Session, *, probe: bool) -> int:
                 changed = planning.count_changed_chats(local, client)
         print_plan(session.reporter, steps, changed, local.settings.source.requests_per_minute)
     return 0
+
+
+def _check_policy(session: Session) -> None:
+    with suppress(PermissionError):  # the folder is another user's, as has been reported
+        session.context.check_policy()
 
 
 def check(session: Session) -> int:
@@ -79,7 +85,7 @@ def _repair(connection: Connection, result: VerifyResult) -> None:
 
 def status(session: Session, *, max_age_minutes: float | None) -> int:
     local, now = LocalState(session.context), datetime.now(UTC)
-    session.context.check_policy()
+    _check_policy(session)
     status = build_status(local, now)
     session.reporter.print(status.as_dict(), lambda console: print_status(status, local, now, console))
     if max_age_minutes is None or (status.age_minutes is not None and status.age_minutes <= max_age_minutes):
