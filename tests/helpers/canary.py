@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -87,6 +88,23 @@ def spellings(handle: str) -> list[str]:
         f"+{parts[0]} ({parts[1]}) {parts[2]}-{parts[3]}", "+" + "\u00a0".join(parts), f"\u202a+{digits}\u202c",
         "＋" + "".join(chr(ord(digit) + 0xFEE0) for digit in digits),
     ]  # fmt: skip
+
+
+def handles_in(text: str, *handles: str) -> list[str]:
+    """Return the handles in a text, in any spelling."""
+    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = "".join(one for one in plain if one.isalnum() or one in "@")
+    wanted = {one: "".join(part for part in one if part.isalnum() or part == "@") for one in handles}
+    return [one for one, sought in wanted.items() if sought in plain]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (text for pair in value.items() for one in pair for text in texts_in(one))
+    elif isinstance(value, list | tuple | set):
+        yield from (text for one in value for text in texts_in(one))
+    else:
+        yield str(value)
 
 
 def quote_everywhere(row: dict[str, Any], handles: Iterator[str], skip: frozenset[str] = frozenset()) -> dict[str, Any]:
