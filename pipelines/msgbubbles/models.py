@@ -217,6 +217,11 @@ class Page(Generic[R]):
         return len(self.rows) + len(self.rejected)
 
     @property
+    def cursor_times(self) -> list[datetime]:
+        """The cursor times of the rows that have one, in the order of the page."""
+        return [at for row in self.rows if (at := row.cursor_at) is not None]
+
+    @property
     def may_hide_rows(self) -> bool:
         """Whether the list may go on after this page."""
         return self.full or bool(self.has_more)

@@ -35,7 +35,7 @@ from msgbubbles.tables import CHAT_TITLES, TABLES, Table
 
 from .arrow import build_arrow_table, build_item
 from .compare import Comparison, filter_rows
-from .progress import keep_progress
+from .message_progress import keep_progress
 from .stored import Warehouse, list_locations
 
 REJECTED, TITLES, COVERAGE = "rejected_rows", "chat_titles", "stream_coverage"

@@ -16,7 +16,7 @@ from .coverage import Task
 from .intervals import OpenInterval
 from .paginate import PageResult, cursor_ms, paginate_interval
 from .run import StreamContext
-from .state import ListState
+from .state import ListState, RejectedInterval
 from .streams import Fetch, StreamReader
 
 
@@ -56,7 +56,7 @@ def read_chat_messages(
         for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
             progress.note(result)
             context.buffer.add(result.page)
-            times = [to_epoch_ms(row.cursor_at) for row in result.page.rows if row.cursor_at is not None]
+            times = map(to_epoch_ms, result.page.cursor_times)
             lo_ms, hi_ms = min(times, default=from_ms), to_ms or to_epoch_ms(result.page.server_at)
             if result.page.rejected:
                 messages.rejected[lo_ms, hi_ms] = {row.row_hash for row in result.page.rejected}
@@ -143,15 +143,11 @@ class ChatByChatReader(StreamReader[Chat]):
         context = replace(self.context, before_request=self.take_from_batch)
         return (yield from read_chat_messages(context, chat_id, from_ms, to_ms))
 
-    def _read_rejected(self) -> Iterator[Any]:
-        now_ms = to_epoch_ms(self.run.clock.now())
-        self.progress.ignore_rejected(self._rejected.hashes)
-        for entry in self._rejected.due(now_ms) if self._is_first_batch else ():
-            if entry.chat_id is not None:
-                messages = yield from self._read_interval(entry.chat_id, entry.lo_ms, entry.hi_ms)
-                if messages.is_read:
-                    again = set().union(*messages.rejected.values())
-                    self.run.readable_again |= self._rejected.finish(entry, again, now_ms)
+    def _read_again(self, entry: RejectedInterval) -> Generator[Any, None, set[str] | None]:
+        if entry.chat_id is None:
+            return None
+        messages = yield from self._read_interval(entry.chat_id, entry.lo_ms, entry.hi_ms)
+        return set().union(*messages.rejected.values()) if messages.is_read else None
 
     def _is_unchanged(self, mark: str, at_ms: int | None) -> bool:
         """Return whether the chat is as it was when its messages were read, and none can have become visible since."""

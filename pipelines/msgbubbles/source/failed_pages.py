@@ -64,7 +64,7 @@ class FailedPages:
         """
         hi_ms = now_ms if before is None else to_epoch_ms(datetime.fromisoformat(before))
         skipped_ms = 1
-        with self._failed.few_tries():
+        with self._failed.few_attempts():
             while hi_ms - skipped_ms > 0:
                 try:
                     self._fetch(format_ms(hi_ms - skipped_ms))

@@ -23,8 +23,8 @@ from .state import FailedRead, Kind, ResourceState, find_next_try_ms
 if TYPE_CHECKING:
     from .run import Run
 
-# Attempts for a unit that failed before, or that follows one that has just failed.
-TRIES_AFTER_A_FAILURE = 2
+# Attempts of a request for a unit that failed before, or that follows one that has just failed.
+ATTEMPTS_AFTER_A_FAILURE = 2
 # After this many failures in a row, the API has to answer some other request, or the stream ends.
 FAILURES_BEFORE_PROBE = 10
 
@@ -75,7 +75,7 @@ class FailedReads:
         attempt = Attempt()
         is_suspect = (kind, unit_id) in self._entries or self._run.failures_in_a_row > 0
         try:
-            with self.few_tries() if is_suspect else nullcontext():
+            with self.few_attempts() if is_suspect else nullcontext():
                 yield attempt
         except ApiError as error:
             if not (is_unit_error(error) or self._concerns_endpoint(error)):
@@ -89,9 +89,9 @@ class FailedReads:
             if before is not None and (before.from_ms is None or (from_ms or 0) <= before.from_ms):
                 self.remove(before)
 
-    def few_tries(self) -> AbstractContextManager[None]:
+    def few_attempts(self) -> AbstractContextManager[None]:
         """Limit the attempts of each request, until the block ends."""
-        return self._client.transport.at_most(TRIES_AFTER_A_FAILURE)
+        return self._client.transport.at_most(ATTEMPTS_AFTER_A_FAILURE)
 
     def remove(self, entry: FailedRead) -> None:
         """Remove a unit that has been read."""
@@ -120,7 +120,7 @@ class FailedReads:
         self._run.failures_in_a_row += 1
         if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE:
             return
-        with self.few_tries():
+        with self.few_attempts():
             for request in (self._client.list_numbers, self._client.list_chats):
                 with suppress(ApiError):
                     request()

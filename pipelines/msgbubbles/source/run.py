@@ -68,7 +68,7 @@ class StreamProgress:
         self.odd += len(page.odd - self._odd)
         self._odd |= page.odd
         self.new_fields.update(list_unknown_fields(page.rows))
-        oldest = min((at for row in page.rows if (at := row.cursor_at) is not None), default=None)
+        oldest = min(page.cursor_times, default=None)
         self.reached_ms = self.reached_ms if oldest is None else to_epoch_ms(oldest)
 
     def reject(self, hashes: set[str]) -> None:

@@ -161,6 +161,14 @@ class ChatsState(ListState):
     participants_hidden_ms: int | None = None
 
 
+# What the reader of each stream adds to the state of its resource.
+STATES: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
+    "numbers": NumbersState,
+    "messages": MessagesState,
+    "chats": ChatsState,
+}
+
+
 @dataclass(frozen=True)
 class States:
     """The states of all resources. `failed_reads` are sorted by kind and id; each unit counts once."""

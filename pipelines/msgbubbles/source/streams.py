@@ -23,7 +23,7 @@ from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
 from .rejected import RejectedIntervals
 from .run import Run, StreamContext, save_overflows
-from .state import ChatsState, ListState, MessagesState, NumbersState, ResourceState, decode, encode
+from .state import STATES, ListState, RejectedInterval, ResourceState, decode, encode
 
 Fetch = Callable[[str | None], Page[R]]
 Read = Callable[[Any, StreamContext], Iterator[Any]]
@@ -32,11 +32,6 @@ Read = Callable[[Any, StreamContext], Iterator[Any]]
 MAX_MINUTES_BETWEEN_RUNS = 60.0
 # Stored times of reading that are further ahead of the API's clock came from a clock that was wrong.
 MAX_AHEAD_MS = round(MAX_SURPRISE / timedelta(milliseconds=1))
-STATES: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
-    "numbers": NumbersState,
-    "messages": MessagesState,
-    "chats": ChatsState,
-}
 
 
 class StreamReader(Generic[R]):
@@ -132,14 +127,19 @@ class StreamReader(Generic[R]):
         now_ms = to_epoch_ms(self.run.clock.now())
         self.progress.ignore_rejected(self._rejected.hashes)
         for entry in self._rejected.due(now_ms) if self._is_first_batch else ():
-            task = Task("refresh", entry.lo_ms, entry.hi_ms)
-            self._rejected_again = set()
-            try:
-                yield from self._read_tasks([task])
-                if any(read == task and lo_ms <= entry.lo_ms for read, lo_ms, _ in self.intervals):
-                    self.run.readable_again |= self._rejected.finish(entry, self._rejected_again, now_ms)
-            finally:
-                self._rejected_again = None
+            again = yield from self._read_again(entry)
+            if again is not None:
+                self.run.readable_again |= self._rejected.finish(entry, again, now_ms)
+
+    def _read_again(self, entry: RejectedInterval) -> Generator[Any, None, set[str] | None]:
+        """Read an interval, and return the hashes of the rows that are rejected again; null if it was not all read."""
+        task = Task("refresh", entry.lo_ms, entry.hi_ms)
+        self._rejected_again = again = set[str]()
+        try:
+            yield from self._read_tasks([task])
+        finally:
+            self._rejected_again = None
+        return again if any(read == task and lo_ms <= entry.lo_ms for read, lo_ms, _ in self.intervals) else None
 
     def _note_rejected(self, result: PageResult[R], interval: OpenInterval[R]) -> None:
         """Record the interval of a page with rejected rows, whose own times are unknown."""
@@ -147,11 +147,9 @@ class StreamReader(Generic[R]):
         if self._rejected_again is not None:
             self._rejected_again |= hashes
             return
-        times = [to_epoch_ms(row.cursor_at) for row in result.page.rows if row.cursor_at is not None]
-        server_ms = to_epoch_ms(result.page.server_at)
         hi_ms = interval.task.hi_ms if interval.from_ms is None else interval.from_ms + 1
-        hi_ms = server_ms + 1 if hi_ms is None else hi_ms
-        lo_ms = min([*times, hi_ms - 1])
+        hi_ms = to_epoch_ms(result.page.server_at) + 1 if hi_ms is None else hi_ms
+        lo_ms = min([*map(to_epoch_ms, result.page.cursor_times), hi_ms - 1])
         self._rejected.add(lo_ms, hi_ms, hashes, to_epoch_ms(self.run.clock.now()))
 
     def check_refresh_share(self) -> None:

@@ -58,7 +58,7 @@ def _list_newest(client: Client, since: datetime) -> Iterator[Chat | None]:
         new = [row for row in page.rows if row.id not in seen]
         yield from new
         seen |= {row.id for row in new}
-        times = [row.cursor_at for row in page.rows if row.cursor_at is not None]
+        times = page.cursor_times
         if not new or not times or all(at < since for at in times):
             return
         before = format_ms(to_epoch_ms(times[-1]) + 1)

@@ -12,9 +12,8 @@ from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
 
-import msgspec
-
 from msgbubbles.client import Client
+from msgbubbles.decode import read_participants
 from msgbubbles.errors import (
     ApiError,
     AuthenticationError,
@@ -220,7 +219,8 @@ def _observe_api(client: Client, local: LocalState, chats: list[Chat]) -> Iterat
 
     def observe_participants() -> CheckResult:
         group = next((chat for chat in chats if chat.is_group), None)
-        return _observe("participants", None if group is None else _shows_participants(client, group),
+        holds = None if group is None else read_participants(client.get_chat(group.id)) is not None
+        return _observe("participants", holds,
                         "a group read by id shows its participants",
                         "a group read by id does not show its participants")  # fmt: skip
 
@@ -260,11 +260,6 @@ def _observe_senders(client: Client, chats: list[Chat], messages: list[Message])
         return CheckResult("senders", "info", "not seen yet")
     what = "no message in a group names its sender; if a field does, set sender_field of [sources.msgbubbles]"
     return CheckResult("senders", "info", what)
-
-
-def _shows_participants(client: Client, group: Chat) -> bool:
-    extra = bytes(client.get_chat(group.id).extra)
-    return bool(extra) and "participants" in msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
 
 
 def _observe_precision(rows: list[Any]) -> CheckResult:

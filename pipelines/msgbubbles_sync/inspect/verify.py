@@ -23,7 +23,7 @@ from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.buffer import ROWS_PER_TABLE
 from msgbubbles.source.compare import Comparison
 from msgbubbles.source.coverage import Coverage
-from msgbubbles.source.failed_reads import TRIES_AFTER_A_FAILURE
+from msgbubbles.source.failed_reads import ATTEMPTS_AFTER_A_FAILURE
 from msgbubbles.source.page_times import CLOCK_TOLERANCE
 from msgbubbles.source.paginate import cursor_ms
 from msgbubbles.source.reconcile import drop_participants
@@ -187,7 +187,7 @@ class Verifier:
 
     def _read_thread(self, chat_id: str) -> None:
         try:
-            with self._limit_tries():
+            with self._limit_attempts():
                 self._read_list("messages", lambda before: self._client.list_messages(chat_id, before=before))
         except NotFoundError:
             pass  # it was deleted meanwhile
@@ -200,7 +200,7 @@ class Verifier:
         A chat that the list did not show may have moved, or share its timestamp with too many others.
         """
         try:
-            with self._limit_tries():
+            with self._limit_attempts():
                 chat = drop_participants(self._client.get_chat(chat_id))
         except NotFoundError:
             self.result.differences.append(Difference("chats", chat_id, "surplus"))
@@ -214,9 +214,9 @@ class Verifier:
         self._compare_all()
         return True
 
-    def _limit_tries(self) -> AbstractContextManager[None]:
+    def _limit_attempts(self) -> AbstractContextManager[None]:
         """Retry less often once a read has failed."""
-        return self._client.transport.at_most(TRIES_AFTER_A_FAILURE) if self._unreadable else nullcontext()
+        return self._client.transport.at_most(ATTEMPTS_AFTER_A_FAILURE) if self._unreadable else nullcontext()
 
     def _add_unreadable(self, error: ApiError, table: str, chat_id: str) -> None:
         if not is_unit_error(error):

@@ -23,7 +23,7 @@ from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.models import Chat, Message
 from msgbubbles.redact import Redactor
 from msgbubbles.source.arrow import build_arrow_schema, to_json_text
-from msgbubbles.source.progress import SET_ONCE, get_status_rank, is_ahead
+from msgbubbles.source.message_progress import SET_ONCE, get_status_rank, is_ahead
 from msgbubbles.tables import CHATS, MESSAGES, Table
 from msgbubbles.times import parse_time, to_epoch_ms
 

@@ -10,7 +10,7 @@ import pytest
 from msgbubbles.models import Message
 from msgbubbles.source.arrow import build_arrow_table
 from msgbubbles.source.compare import Comparison
-from msgbubbles.source.progress import keep_progress
+from msgbubbles.source.message_progress import keep_progress
 from msgbubbles.tables import MESSAGES
 
 NINE = datetime(2026, 11, 23, 9, tzinfo=UTC)
