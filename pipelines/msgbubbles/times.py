@@ -56,6 +56,14 @@ def format_ms(at_ms: int) -> str:
     return f"{(EPOCH + timedelta(milliseconds=at_ms)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
+def is_recent(at_ms: int | None, now_ms: int, within_ms: int) -> bool:
+    """Return whether a stored time is less than `within_ms` ago.
+
+    A time further than that in the future is of a clock that has been set back since, and not recent.
+    """
+    return at_ms is not None and abs(now_ms - at_ms) < within_ms
+
+
 def check_time(at: datetime) -> datetime | None:
     """Return a time as it is; null for a zero time. Raises `ValueError` if no destination can store it."""
     try:

@@ -18,7 +18,7 @@ from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, AuthenticationError, RateLimitedError, is_unit_error
 from msgbubbles.times import to_epoch_ms
 
-from .state import FailedRead, Kind, ResourceState, find_next_try_ms
+from .state import FailedRead, Kind, ResourceState, is_waiting
 
 if TYPE_CHECKING:
     from .run import Run
@@ -57,7 +57,7 @@ class FailedReads:
             return False
         if from_ms is not None and entry.from_ms is not None and from_ms < entry.from_ms:
             self._save(msgspec.structs.replace(entry, from_ms=from_ms))
-        return (kind, unit_id) in self._run.failed_now or find_next_try_ms(entry) > to_epoch_ms(self._run.clock.now())
+        return (kind, unit_id) in self._run.failed_now or is_waiting(entry, to_epoch_ms(self._run.clock.now()))
 
     def all(self, kind: Kind) -> list[FailedRead]:
         return [entry for entry in self._entries.values() if entry.kind == kind]

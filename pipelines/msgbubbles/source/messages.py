@@ -7,7 +7,7 @@ from typing import Any
 
 from msgbubbles.errors import ForbiddenError, PermanentError
 from msgbubbles.models import Chat, Message, Page
-from msgbubbles.times import DAY_MS, to_epoch_ms
+from msgbubbles.times import DAY_MS, is_recent, to_epoch_ms
 
 from . import reconcile
 from .chat_messages import ChatByChatReader, read_chat_messages
@@ -61,7 +61,7 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
 def _ask_for_feed(state: MessagesState, context: StreamContext) -> Page[Message] | None:
     """Return the newest page of the account's feed; null if the API refuses it, or fails."""
     now_ms = to_epoch_ms(context.run.clock.now())
-    is_refused = state.feed is False and now_ms - (state.feed_refused_ms or 0) < DAY_MS
+    is_refused = state.feed is False and is_recent(state.feed_refused_ms, now_ms, DAY_MS)
     if is_refused or context.failed.is_waiting("feed", "messages"):
         return None
     first: Page[Message] | None = None

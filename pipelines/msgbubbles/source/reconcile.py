@@ -17,13 +17,13 @@ from msgbubbles.decode import read_participants
 from msgbubbles.errors import LimitReached, NotFoundError, until
 from msgbubbles.models import NOTHING, Chat
 from msgbubbles.settings import SourceSettings
-from msgbubbles.times import DAY_MS, from_epoch_ms
+from msgbubbles.times import DAY_MS, from_epoch_ms, is_recent
 
 from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, StreamContext, save_overflows
-from .state import ChatsState, ListState, OverflowProgress, States, find_next_try_ms
+from .state import ChatsState, ListState, OverflowProgress, States, is_waiting
 from .stored import Warehouse
 
 # A chat that was missing from this many sweeps is asked for by id.
@@ -111,12 +111,10 @@ def _find_groups(
 ) -> dict[str, list[str] | None]:
     """Return the groups to ask for their participants, with the participants stored before."""
     now_ms = states.chats.seen_ms
-    if not settings.read_participants or now_ms - (states.chats.participants_hidden_ms or 0) < DAY_MS:
+    if not settings.read_participants or is_recent(states.chats.participants_hidden_ms, now_ms, DAY_MS):
         return {}
     groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
-    waiting = {
-        unit.id for unit in states.failed_reads if unit.kind == "participants" and find_next_try_ms(unit) > now_ms
-    }
+    waiting = {unit.id for unit in states.failed_reads if unit.kind == "participants" and is_waiting(unit, now_ms)}
     return {chat_id: before for chat_id, before in groups.items() if chat_id not in waiting}
 
 

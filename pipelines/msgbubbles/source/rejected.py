@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from .state import ListState, RejectedInterval, find_next_try_ms
+from .state import ListState, RejectedInterval, is_waiting
 
 INTERVALS_A_RUN = 10
 MAX_INTERVALS = 100
@@ -36,7 +36,7 @@ class RejectedIntervals:
 
     def due(self, now_ms: int) -> Iterator[RejectedInterval]:
         """Return the intervals that a run should read again."""
-        due = [entry for entry in self._state.rejected if find_next_try_ms(entry) <= now_ms]
+        due = [entry for entry in self._state.rejected if not is_waiting(entry, now_ms)]
         return iter(due[:INTERVALS_A_RUN])
 
     def finish(self, entry: RejectedInterval, rejected: set[str], now_ms: int) -> set[str]:

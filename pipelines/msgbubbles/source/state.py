@@ -14,7 +14,7 @@ import msgspec
 from msgspec import field
 
 from msgbubbles.errors import ConfigurationError
-from msgbubbles.times import DAY_MS
+from msgbubbles.times import DAY_MS, is_recent
 
 from .coverage import CoveredInterval
 from .paginate import Overflow
@@ -65,10 +65,10 @@ class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
     chat_id: str | None = None
 
 
-def find_next_try_ms(entry: FailedRead | RejectedInterval) -> int:
-    """Return the earliest time of the next try: at once at first, then after twice as long each time, up to a day."""
+def is_waiting(entry: FailedRead | RejectedInterval, now_ms: int) -> bool:
+    """Return whether a unit is not tried again yet: it is at first, then after twice as long each time, up to a day."""
     waits = entry.tries - TRIES_WITHOUT_WAIT
-    return entry.last_tried_ms + (0 if waits < 0 else min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
+    return waits >= 0 and is_recent(entry.last_tried_ms, now_ms, min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 class ResourceState(_State):

@@ -14,7 +14,7 @@ from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.settings import RefreshRule
 from msgbubbles.source.run import Run
-from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States, find_next_try_ms
+from msgbubbles.source.state import FIRST_WAIT_MS, TRIES_WITHOUT_WAIT, States, is_waiting
 from msgbubbles.times import format_ms
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -102,7 +102,20 @@ def test_failed_thread_is_retried_less_and_less_often(new_world: Callable[..., W
     world.sync()
     (later,) = States.from_resources(world.store.states).failed_reads
     assert (later.tries, later.since_ms) == (TRIES_WITHOUT_WAIT + 1, entry.since_ms)
-    assert find_next_try_ms(later) - later.last_tried_ms > FIRST_WAIT_MS
+    assert is_waiting(later, later.last_tried_ms + FIRST_WAIT_MS)
+
+
+def test_units_that_failed_by_a_clock_that_was_ahead_are_read_after_it(new_world: Callable[..., World]) -> None:
+    world = new_world(Knobs(feed=False), chats=3)
+    world.client_ahead_ms = 365 * DAY_MS
+    world.knobs.answer = fail_messages({chat_ids(world)[0]}, 500, "internal")
+    for _ in range(TRIES_WITHOUT_WAIT):
+        world.sync()
+    world.client_ahead_ms, world.knobs.answer, world.knobs.feed = 0, None, True
+    world.sync()
+    assert failed(world) == []
+    assert world.store.states["messages"]["feed"] is True, "which was refused"
+    assert world.differences() == {}
 
 
 def test_messages_sent_while_a_thread_fails_are_read_later(new_world: Callable[..., World]) -> None:
