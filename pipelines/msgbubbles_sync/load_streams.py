@@ -29,7 +29,7 @@ from msgbubbles.transport import VERSION
 
 from .context import Context
 from .destinations.duckdb_file import DuckDBFile
-from .destinations.duckdb_load import read_state, store_load
+from .destinations.duckdb_load import DLT_IS_NEEDED, is_newest_state, read_state, store_load
 from .destinations.load import build_missing_tables, build_pipeline
 from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
@@ -47,7 +47,7 @@ next run reads them again"""
 # The number of chats that name messages, since a timestamp, and whether there are messages.
 NAMING_CHATS = """SELECT count(*), EXISTS (SELECT 1 FROM {schema}.messages) FROM {schema}.chats
 WHERE epoch_ms(last_message_at) >= ? AND deleted_at IS NULL AND from_event_at IS NULL"""
-# A file with the digest of dlt's state after the last load that was complete.
+# A file with the digest of dlt's state after the last load, and of what that depended on.
 LOADED_WITH = "loaded_with"
 # The resource whose rows are held back with a table. Of a table that several load, that is the first.
 OWNERS = {table: tables[0] for _, tables in reversed(READERS) for table in tables} | {TITLES: "chats"}
@@ -88,10 +88,7 @@ class StreamLoader:
             run.batch_pages = min(
                 batch_pages, max(round(FIRST_BATCH_MINUTES * self._source.requests_per_minute), MIN_BATCH_PAGES)
             )
-        self._is_direct = self._is_as_loaded()
         with self._stop_on_signal():
-            if not self._is_direct:
-                self._finish_pending()
             while report.batches == 0 or run.is_unfinished:
                 self._load()
                 report.batches += 1
@@ -111,22 +108,25 @@ class StreamLoader:
         if run.refused is not None and not self._screen.refused_rows and not run.is_stopped:
             self._workspace.set_done("screen")
         self._store_failed_reads()
-        if run.error is None and run.halt is None and not self._destination.held:
-            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
 
     def _is_as_loaded(self) -> bool:
-        """Return whether the tables and dlt's state are as a complete load has left them, so that dlt is not needed."""
+        """Return whether the tables and dlt's state are as the last load has left them, so that dlt is not needed."""
+        destination = self._destination
         # Other machines may have loaded into other destinations.
-        if self._destination.held or self._run.refused is not None or not isinstance(self._destination, DuckDBFile):
+        if destination.held or self._run.refused is not None or not isinstance(destination, DuckDBFile):
             return False
         state, loaded_with = read_state(self._workspace), self._workspace.folder / LOADED_WITH
-        return (
-            bool(state) and loaded_with.exists() and loaded_with.read_text(errors="replace") == self._compute_key(state)
-        )
+        if not (state and loaded_with.exists()):
+            return False
+        if loaded_with.read_text(errors="replace") != self._compute_key(state):
+            return False
+        with destination.open_writer() as connection:
+            return is_newest_state(connection, state)
 
     def _load_directly(self, *resources: str) -> bool:
         """Load without dlt, and return whether the database accepts that. Raises what the readers raise."""
         destination, run, report = self._destination, self._run, self._report
+        self._is_direct = self._is_as_loaded()
         if not (self._is_direct and isinstance(destination, DuckDBFile)):
             return False
         before = copy.deepcopy((run.changes, run.streams))
@@ -138,11 +138,9 @@ class StreamLoader:
                     own = state["sources"]["msgbubbles"]["resources"]
                     rows = read_directly(self._api_key, self._redactor, run, own, resources)
                 if rows is not None:
-                    # If the process is killed from here on, the next run begins with dlt.
-                    (self._workspace.folder / LOADED_WITH).unlink(missing_ok=True)
                     with report.timed("commit"), destination.open_writer() as connection:
                         store_load(connection, self._workspace, rows, state)
-        except duckdb.Error:  # dlt tries again, and reports what is wrong
+        except DLT_IS_NEEDED:
             self._is_direct, run.warehouse = False, None
             self._restore_counts(before)
             return False
@@ -163,7 +161,6 @@ class StreamLoader:
         """Load these missing rows by id, and nothing else."""
         self._run.missing = missing
         with self._stop_on_signal():
-            self._finish_pending()
             self._load("chats")
         self._store_failed_reads()
 
@@ -172,17 +169,18 @@ class StreamLoader:
             self._pipeline.abort_packages()
         if self._pipeline.has_pending_data:
             self._say("finishing the load of an interrupted run")
-            with self._report.timed("load"):
-                if not self._is_accepted(self._pipeline.run):
-                    self._run.refused = self._screen
-                self._destination.remove_failed_loads()
+            if not self._is_accepted(self._pipeline.run):
+                self._run.refused = self._screen
+            self._destination.remove_failed_loads()
 
     def _load(self, *resources: str) -> None:
         with self._report.timed("load"):
-            if self._load_directly(*resources):
-                return
-            while not self._is_accepted(lambda: self._load_once(*resources)):
-                self._run.refused = self._screen
+            if not self._load_directly(*resources):
+                self._finish_pending()
+                while not self._is_accepted(lambda: self._load_once(*resources)):
+                    self._run.refused = self._screen
+        if not self._destination.held:
+            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
 
     def _load_once(self, *resources: str) -> None:
         names, held = {*OWNERS.values()}, self._destination.held.keys()
@@ -314,13 +312,15 @@ class StreamLoader:
         """
         try:
             yield
-        except common_exceptions.SignalReceivedException:
-            self._run.stop.set()
-        except pipeline_exceptions.PipelineStepFailed as failure:
-            if isinstance(failure.exception, common_exceptions.SignalReceivedException):
+        except BaseException as error:
+            if self._is_direct:  # do not import dlt for its exceptions
+                raise
+            signals = common_exceptions.SignalReceivedException
+            if isinstance(error, signals) or isinstance(getattr(error, "exception", None), signals):
                 self._run.stop.set()
                 return
-            error = next((cause for cause in list_causes(failure) if isinstance(cause, MsgBubblesError)), None)
-            if error is not None:
-                raise error from None
+            if isinstance(error, pipeline_exceptions.PipelineStepFailed):
+                cause = next((cause for cause in list_causes(error) if isinstance(cause, MsgBubblesError)), None)
+                if cause is not None:
+                    raise cause from None
             raise

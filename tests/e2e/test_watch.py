@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from helpers.full_disk import full_disk
 from helpers.hooks import receiving, typing
 from helpers.job import Job
 from helpers.warehouse_rows import differences
@@ -115,18 +118,38 @@ def read_mart(job: Job, mart: str) -> list[Any]:
         return connection.execute(f"SELECT {names} FROM marts.{mart} ORDER BY ALL").fetchall()
 
 
-def test_second_watch_is_refused_and_a_failing_one_goes_on(new_job: NewJob) -> None:
+def test_second_watch_is_refused_and_a_failing_one_goes_on_without_dlt(new_job: NewJob) -> None:
     job = new_job(chats=1, messages=1)
+    job.run(transform=True)
+    job.environment["PYTHONPROFILEIMPORTTIME"] = "1"  # writes every import to the standard error
     with running(job, "--every", "1") as process:
-        wait_for(process, lambda: count(job, "msgbubbles.chats") == 1)
+        assert process.stderr
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 1_000_000)
+        wait_for(process, lambda: '"complete"' in read_output(process))
         second = job.finish(job.start_command("watch"))
         assert (second.status, "another watch" in second.errors) == (75, True)
         job.server.knobs.active = False
         wait_for(process, lambda: read_last_status(job) == 1)
-        job.server.knobs.active = True
+        new = NewMessage(job.server.truth().chats[0]["id"], "inbound", "long" * 25_000, datetime.now(UTC), "received")
+        job.server.account.add_message(new)
+        with full_disk(process.pid, room_bytes=50_000):  # the load fails, but not what comes before it
+            job.server.knobs.active = True
+            wait_for(process, lambda: "no space left" in read_output(process))
         wait_for(process, lambda: read_last_status(job) == 0)
         assert job.ask("status")["runs"][-1]["exit_status"] == 0
-        stop(process)
+        assert differences(job.database, job.server.truth()) == {}
+        _, errors = stop(process)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in errors.splitlines()}
+    assert imported & {"duckdb", "dlt"} == {"duckdb"}
+
+
+def read_output(process: subprocess.Popen[str]) -> str:
+    """Return what a process has written since the last call."""
+    assert process.stdout
+    os.set_blocking(process.stdout.fileno(), False)
+    with suppress(BlockingIOError):
+        return os.read(process.stdout.fileno(), 1_000_000).decode()
+    return ""
 
 
 def read_last_status(job: Job) -> int | None:

@@ -366,7 +366,7 @@ def test_dlt_starts_only_if_the_last_load_was_another_one(
     server.knobs.answer = lambda _method, path, _query: (401, {}, b"{}") if path.endswith("/chats") else None
     assert run("failed") == (0, 3)
     server.knobs.answer = None
-    assert run() == (1, 3)
+    assert run() == (0, 3)
     assert differences(workspace.database, server.truth()) == {}
     account.run("DELETE FROM numbers WHERE label = 'new'")  # nothing to load, but to remember
     assert run() == (0, 3)
@@ -425,9 +425,16 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path:
     assert state["_local"]["_last_extracted_hash"] == state["_version_hash"]
 
 
-@pytest.mark.parametrize("broken", ["merge_rows", "write_privately"])
+@pytest.mark.parametrize(
+    ("broken", "error", "needs_dlt"),
+    [
+        ("merge_rows", duckdb.IOException("no space"), False),
+        ("merge_rows", duckdb.TransactionException("failed to commit"), False),
+        ("write_privately", OSError("no space"), True),  # the tables have what the state does not know
+    ],
+)
 def test_load_without_dlt_that_is_cut_off_loses_nothing(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, broken: str
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, broken: str, error: Exception, needs_dlt: bool
 ) -> None:
     workspace = workspace_in(tmp_path)
 
@@ -435,12 +442,16 @@ def test_load_without_dlt_that_is_cut_off_loses_nothing(
         return job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status
 
     assert run() == 0
+    build = Mock(side_effect=build_pipeline)
+    monkeypatch.setattr(load_streams, "build_pipeline", build)
     advance(server.account, datetime.now(UTC), minimum=30)
     with monkeypatch.context() as patch:
-        patch.setattr(duckdb_load, broken, Mock(side_effect=OSError("no space")))
+        patch.setattr(duckdb_load, broken, Mock(side_effect=error))
         assert run() == EXIT_FAILED
+    assert not build.called
     version = json.loads(read_state(workspace))["_state_version"]
     assert run() == 0
+    assert build.called == needs_dlt
     assert json.loads(read_state(workspace))["_state_version"] > version
     assert differences(workspace.database, server.truth()) == {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 import time
 import zlib
@@ -25,6 +26,11 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 PENDING = ("normalize/extracted", "load/new", "load/normalized")
 # What dlt leaves out of the digest of a state: the rest of it is the same in every working folder.
 NOT_IN_DIGEST = ("_local", "_state_version", "_state_engine_version", "_version_hash")
+# What these report, dlt can mend or name: a table or a column is missing, or a row is refused. Any other error, such as
+# that of a full disk, it would only meet again.
+DLT_IS_NEEDED = (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError)
+NEWEST_STATE = """SELECT version_hash FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = ?
+ORDER BY version DESC, _dlt_load_id DESC LIMIT 1"""
 STORE_LOAD = """INSERT INTO msgbubbles._dlt_loads (load_id, schema_name, status, inserted_at)
 VALUES (?, ?, 0, now())"""
 STORE_STATE = """INSERT INTO msgbubbles._dlt_pipeline_state
@@ -58,6 +64,13 @@ def read_state(workspace: Workspace) -> bytes:
     with suppress(OSError):
         return (folder / "state.json").read_bytes()
     return b""
+
+
+def is_newest_state(connection: duckdb.DuckDBPyConnection, state: bytes) -> bool:
+    """Return whether the tables have this state of dlt, and not that of a load after it, which was killed."""
+    with suppress(duckdb.CatalogException):
+        return connection.execute(NEWEST_STATE, [PIPELINE]).fetchone() == (json.loads(state)["_version_hash"],)
+    return False
 
 
 def store_load(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import msgspec
 
 from msgbubbles.lazy_pyarrow import pa
@@ -22,7 +21,7 @@ from msgbubbles.tables import CHATS, MESSAGES, Strategy, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
-from msgbubbles_sync.destinations.duckdb_load import merge_rows
+from msgbubbles_sync.destinations.duckdb_load import DLT_IS_NEEDED, merge_rows
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import move_damaged, write_privately
@@ -239,7 +238,7 @@ class _Load:
         """
         if not isinstance(self.destination, DuckDBFile):
             return None
-        with suppress(duckdb.Error), self.destination.open_writer() as connection:
+        with suppress(*DLT_IS_NEEDED), self.destination.open_writer() as connection:
             stored = connection.execute(STORED_MESSAGES, [list_messages(events)]).to_arrow_table()
             chats = connection.execute(STORED_CHATS, [_list_chats(events)]).to_arrow_table()
             batch = self._build_batch(events, stored, chats)
