@@ -167,7 +167,9 @@ def _is_out_of_memory(cause: BaseException) -> bool:
 def _find_fullest(context: Context) -> Path:
     """Return the folder that a run writes to whose disk has the least space."""
     workspace, vault = context.workspace, context.settings.vault
-    folders = (workspace.folder, workspace.file.parent, Path(tempfile.gettempdir()), *([vault.parent] if vault else []))
+    folders = [workspace.folder, workspace.file.parent, *([vault.parent] if vault else [])]
+    with suppress(FileNotFoundError):  # no folder for temporary files has space left
+        folders.append(Path(tempfile.gettempdir()))
     return min(filter(Path.exists, folders), key=lambda folder: shutil.disk_usage(folder).free)
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dlt.common.exceptions import PipelineException
 from dlt.load.exceptions import LoadClientJobFailed
 
 from helpers.context import build_context
+from helpers.full_disk import full_disk
 from msgbubbles.environment import check_certificates, check_proxies
 from msgbubbles.errors import AuthenticationError, ConfigurationError, Interrupted, LimitReached
 from msgbubbles_sync.errors import TransformError, UsageError
@@ -94,6 +96,16 @@ def test_cause_is_explained_without_proposing_to_remove_files(
     assert says in message
     assert "remove" not in message
     assert "of a row" not in message
+
+
+def test_full_disk_is_explained_while_no_folder_for_temporary_files_has_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    context = build_context(Workspace.from_path(tmp_path / "company.duckdb"))
+    with full_disk():
+        message = find_cause(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), context) or ""
+    assert message.startswith("no space left for /")
 
 
 @pytest.mark.parametrize("error", [UnicodeEncodeError("ascii", "·", 0, 1, "no"), ValueError("of a row"), KeyError("x")])
