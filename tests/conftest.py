@@ -23,6 +23,8 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command
     if "dlt" in sys.modules:
         faster_libraries.memoize_type_hints()
+    if "dbt.cli.main" in sys.modules:
+        faster_libraries.speed_up_dbt()
 
 
 def pytest_sessionfinish() -> None:

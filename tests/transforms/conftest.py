@@ -20,30 +20,17 @@ import pytest
 from filelock import FileLock
 
 from helpers.context import build_destination
+from helpers.empty_tables import DDL
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt import process as manifest
 from msgbubbles_sync.dbt.plan import Plan, Step
 from msgbubbles_sync.dbt.project import Names
 from msgbubbles_sync.settings import Settings, TransformSettings
-from msgbubbles_sync.tables import CLAIM_TABLE, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
 PROJECT = Path(__file__).parents[2] / "transforms"
 READ_AT = datetime(2026, 6, 1, tzinfo=UTC)
-
-# The job writes these tables itself, and their tests create them as the job does.
-WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM_TABLE, PRIVACY, ERASURES)
-# Without constraints, so that a test can load invalid rows.
-DDL = [
-    "create schema msgbubbles",
-    *(
-        f"create table msgbubbles.{table.name} ({column_definitions(table)}, _dlt_load_id varchar not null)"
-        for table in TABLES.values()
-        if table not in WRITTEN_BY_JOB
-    ),
-    "create table msgbubbles._dlt_loads (load_id varchar not null, schema_name varchar, status bigint not null,"
-    " inserted_at timestamptz not null, schema_version_hash varchar)",
-]
 
 BUILT = "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE schema_name IN ('staging', 'marts')"
 # Tables that describe one build, or how the others came about.
