@@ -79,7 +79,9 @@ def register(
         list[str] | None,
         typer.Option("--event", metavar="TYPE", help="A type of event; repeatable. [default: all known types]"),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Register unknown types of events without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Accept unknown types of events, and a second endpoint for the URL.")
+    ] = False,
     show: Show = False,
     secrets_file: SecretsFile = None,
 ) -> int:

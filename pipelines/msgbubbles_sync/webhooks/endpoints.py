@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from msgbubbles.client import Client
 from msgbubbles.errors import (
+    ApiError,
     ConfigurationError,
     MsgBubblesError,
     NotFoundError,
@@ -61,6 +62,17 @@ class NewEndpoint:
                 else f"Once the receiver has it, run: webhooks.py remove {self.replaces}"
             )
         return "\n".join(lines)
+
+
+def refuse_second_endpoint(client: Client, url: str) -> None:
+    """Raise `UsageError` if an endpoint sends to `url` already. An API that does not list endpoints refuses nothing."""
+    with suppress(ApiError), client.transport.at_most(1, patience_seconds=0.0):
+        for webhook in client.list_webhooks().rows:
+            if webhook.url == url:
+                raise UsageError(
+                    f"{webhook.id} sends to {url} already. Replace its secret with webhooks.py rotate {webhook.id}, "
+                    f"remove it with webhooks.py remove {webhook.id}, or pass --yes to create a second endpoint."
+                )
 
 
 def register_endpoint(client: Client, url: str, events: Sequence[str], store: SecretStore | None) -> NewEndpoint:

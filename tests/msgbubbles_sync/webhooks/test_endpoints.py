@@ -52,6 +52,18 @@ def test_secret_is_stored_privately_in_the_given_file(client: Client, tmp_path: 
     assert (listed["id"], listed["url"], "secret" in listed) == (made.id, URL, False)
 
 
+def test_second_endpoint_of_a_url_is_refused_if_the_api_lists_the_first(server: Server, client: Client) -> None:
+    endpoints.refuse_second_endpoint(client, URL)
+    first = endpoints.register_endpoint(client, URL, KNOWN_TYPES, None)
+    endpoints.refuse_second_endpoint(client, f"{URL}/other")
+    with pytest.raises(
+        UsageError, match=f"{first.id} sends to {URL} already.* rotate {first.id}, .* remove {first.id}"
+    ):
+        endpoints.refuse_second_endpoint(client, URL)
+    server.knobs.refusal = lambda *_: (404, "not_found")
+    endpoints.refuse_second_endpoint(client, URL)
+
+
 def test_no_secret_is_requested_that_cannot_be_stored(server: Server, client: Client, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     broken = tmp_path / "broken.toml"

@@ -21,7 +21,13 @@ from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
-from msgbubbles_sync.webhooks.endpoints import endpoint_dict, read_delivery_fields, register_endpoint, rotate_secret
+from msgbubbles_sync.webhooks.endpoints import (
+    endpoint_dict,
+    read_delivery_fields,
+    refuse_second_endpoint,
+    register_endpoint,
+    rotate_secret,
+)
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.health import ReceiverState
 from msgbubbles_sync.webhooks.load import load_events
@@ -66,6 +72,8 @@ def register(
     if ask and not _confirm_types(events):
         return EXIT_STOPPED
     with _connect(session) as client:
+        if ask:
+            refuse_second_endpoint(client, url)
         endpoint = register_endpoint(client, url, events, _open_store(session, secrets_file, show=show))
     session.reporter.print_text(endpoint.as_dict(), str(endpoint))
     return 0
