@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
 from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
+from msgbubbles_sync.lock import hold_lock, read_holder
 from msgbubbles_sync.workspace import Workspace
 
 from .conftest import Built, Replica
@@ -198,6 +200,11 @@ def test_statement_of_a_plan_and_data_test_that_never_end_are_interrupted(tmp_pa
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     endless = "SELECT range = -1 AS should_error FROM range(1000000000000)"
+    with hold_lock(workspace.folder), PlanFile(tmp_path / "plan.json", [], 3600)._open(build_destination(workspace)):
+        holder = read_holder(workspace.folder)
+        assert holder is not None
+        assert holder.progress_at is not None
+        assert holder.progress_at > datetime.now(UTC) + timedelta(minutes=50), "no other run takes it for stuck"
     with (
         pytest.raises(duckdb.InterruptException),
         PlanFile(tmp_path / "plan.json", [], 1)._open(build_destination(workspace)) as connection,

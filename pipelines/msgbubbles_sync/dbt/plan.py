@@ -175,7 +175,9 @@ class PlanFile:
         """Connect to the database. For few rows, more threads take up to a third more CPU time, and no less time."""
         with destination.open_writer() as connection, limit_seconds(connection, self._timeout_seconds):
             connection.execute("SET threads = 1")
+            record_progress(self._timeout_seconds, at_once=True)
             yield connection
+            record_progress(at_once=True)
             connection.execute("RESET threads")
 
     def _load(self) -> Plan | None:
@@ -300,7 +302,6 @@ def _run_steps(
             continue
         for statement in step.statements:
             connection.execute(statement)
-            record_progress()
         if step.name == CHANGED_MESSAGES and _count_messages(connection) > FEW_MESSAGES:
             connection.execute("RESET threads")
         if step.name == "unbuilt_loads" and follows_success:
@@ -357,7 +358,6 @@ def _compute_views_once(tests: list[str], views: Sequence[View], connection: duc
 
     for view in chosen:
         connection.execute(f"CREATE TABLE {tables[view.name]} AS (\n{replace(view.query)}\n)")
-        record_progress()
     return [replace(test) for test in tests]
 
 
@@ -366,5 +366,4 @@ def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection, timeout_s
     query = "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
     with connection.cursor() as cursor, limit_seconds(cursor, timeout_seconds):
         rows = cursor.execute(query).fetchall()
-    record_progress()
     return [has_failed for (has_failed,) in rows] == [False] * len(tests)

@@ -250,12 +250,14 @@ class _Dbt:
         return result
 
     def _on_event(self, event: Any) -> None:
-        record_progress()
-        if event.info.name in ("NodeStart", "NodeFinished"):
+        is_node = event.info.name in ("NodeStart", "NodeFinished")
+        if is_node:
             self._building ^= {event.data.node_info.node_name}
-            # One of them may take for ever.
-            record_progress(progress=f"building {', '.join(sorted(self._building)) or 'the marts'}", at_once=True)
-        elif event.info.name == "SQLQuery":
+        # Its statement may take as long as the limit allows.
+        waiting_seconds = self._settings.sync.statement_timeout_seconds if self._building else 0
+        progress = f"building {', '.join(sorted(self._building)) or 'the marts'}" if is_node else ""
+        record_progress(waiting_seconds, progress, at_once=is_node)
+        if event.info.name == "SQLQuery":
             self.executed.append((event.data.node_info.unique_id, event.data.sql))
 
     def build(self, destination: Destination, failed_before: list[str], *, is_full: bool) -> BuildResult:
