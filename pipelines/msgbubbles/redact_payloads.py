@@ -17,9 +17,12 @@ from .settings import is_date
 from .tables import ATTACHMENTS, CHATS, MESSAGES, Column, ColumnType, Pii, Table, text, time
 
 ID = re.compile(r"[A-Za-z0-9_:-]{1,200}")
-OBJECTS = frozenset({"data", "object", "payload", "event", "message", "conversation", "chat"})
-CHAT_OBJECTS = frozenset({"conversation", "chat"})
-CHAT_IDS = frozenset({"conversation_id", "chat_id"})
+# Objects of a payload that may contain the event or parts of it, its message and its chat.
+INNER = ("data", "object", "payload", "event")
+MESSAGE_OBJECT = "message"
+CHAT_OBJECTS = ("conversation", "chat")
+OBJECTS = frozenset({*INNER, MESSAGE_OBJECT, *CHAT_OBJECTS})
+CHAT_IDS = ("conversation_id", "chat_id")
 HANDLES = frozenset({"handle", "sender", "sender_handle", "from", "author", "to", "remote_handle"})
 
 

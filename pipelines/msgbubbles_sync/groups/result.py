@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import get_args
 
 from .ledger import OperationResult
+from .model import Kind
 
 UNKNOWN_PERSON = (
     "no table has the handle of this pseudonym, and the API does not show it: remove the person in the app, or "
@@ -60,12 +62,11 @@ class ApplyResult:
     halt: Exception | None = None
 
     def as_dict(self) -> dict[str, object]:
-        kinds = ("create", "rename", "add", "remove")
         return {
             "plan_id": self.plan_id,
             "operations": {
                 kind: {outcome: n for (what, outcome), n in sorted(self.counts.items()) if what == kind}
-                for kind in kinds
+                for kind in get_args(Kind)
             },
             "settled": self.resolved,  # codespell:ignore settled
             "left": self.not_sent,

@@ -10,7 +10,6 @@ import json
 import re
 import sqlite3
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,7 +82,6 @@ class Account:
 
     def __init__(self, path: Path | None = None) -> None:
         self.lock = threading.RLock()
-        self._late: list[tuple[float, NewMessage]] = []
         # Called for each event, within its transaction: kind, time, chat, message and further fields.
         self.on_event: Callable[[str, datetime, str, str | None, Mapping[str, object]], None] = lambda *_: None
         self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
@@ -193,22 +191,6 @@ class Account:
                 for kind, at in _list_events(message):
                     self.on_event(kind, at, message.chat_id, row[0], {})
         return [row[0] for row in rows]
-
-    def add_message_late(self, message: NewMessage, visible_after_seconds: float) -> None:
-        """Add a message that becomes visible after some seconds, although its own timestamp is earlier."""
-        with self.lock:
-            self._late.append((time.monotonic() + visible_after_seconds, message))
-
-    def show_late_messages(self) -> int:
-        """Make the late messages visible that are due. Returns how many are still hidden."""
-        if not self._late:
-            return 0
-        with self.lock:
-            now = time.monotonic()
-            due = [message for at, message in self._late if at <= now]
-            self._late = [(at, message) for at, message in self._late if at > now]
-            self.add_messages(due)
-            return len(self._late)
 
     def set_status(self, message_id: str, status: str, at: datetime) -> None:
         """Change the status of a message. `created_at` and the chat's `last_message_at` stay."""

@@ -104,7 +104,6 @@ class Api:
             self._number += 1
             if knobs.on_request:
                 knobs.on_request(self.account, self._number)
-            self.account.show_late_messages()
             if knobs.latency_seconds:
                 await asyncio.sleep(knobs.latency_seconds)
             try:

@@ -45,11 +45,6 @@ class Knobs:
     # The payload, which is not documented: an event with an id around the message, the message itself without an id,
     # or ids only.
     webhook_payload: Literal["nested", "flat", "ids"] = "nested"
-    # As in the Standard Webhooks specification.
-    webhook_headers: tuple[str, str, str] = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    webhook_retry_seconds: float = 0.2
-    webhook_max_retry_seconds: float = 5.0
-    webhook_workers: int = 8
     # Deliveries that are repeated although they were answered with 2xx.
     webhook_repeats: float = 0.0
 

@@ -28,8 +28,10 @@ EVENTS = (
     "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
     "conversation.typing",
 )  # fmt: skip
-AT_ONCE = 64
-IDLE_SECONDS = 0.5
+# As in the Standard Webhooks specification.
+HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+AT_ONCE, WORKERS = 64, 8
+RETRY_SECONDS, MAX_RETRY_SECONDS = 0.2, 5.0
 
 
 def webhook_row(row: sqlite3.Row) -> dict[str, object]:
@@ -107,7 +109,7 @@ class Deliverer:
 
     def _run(self) -> None:
         # Without a proxy from the environment: the receivers are on this machine.
-        with ThreadPoolExecutor(self._knobs.webhook_workers) as pool, httpx.Client(timeout=5, trust_env=False) as http:
+        with ThreadPoolExecutor(WORKERS) as pool, httpx.Client(timeout=5, trust_env=False) as http:
             while not self._stop.is_set():
                 self._has_work.clear()
                 rows = self._account.all(
@@ -116,7 +118,7 @@ class Deliverer:
                     (time.time(), AT_ONCE),
                 )
                 if not rows:
-                    self._has_work.wait(min(IDLE_SECONDS, self._knobs.webhook_retry_seconds))
+                    self._has_work.wait(RETRY_SECONDS)
                     continue
                 for row, is_done in zip(rows, pool.map(lambda row: self._deliver(http, row), rows), strict=True):
                     self._store_result(row, is_done)
@@ -133,7 +135,7 @@ class Deliverer:
         content = f"{row['delivery_id']}.{timestamp}.".encode() + row["body"]
         signature = base64.b64encode(hmac.digest(key, content, "sha256")).decode()
         values = (row["delivery_id"], timestamp, f"v1,{signature}")
-        return dict(zip(self._knobs.webhook_headers, values, strict=True)) | {"Content-Type": "application/json"}
+        return dict(zip(HEADERS, values, strict=True)) | {"Content-Type": "application/json"}
 
     def _store_result(self, row: sqlite3.Row, is_done: bool) -> None:
         if is_done:
@@ -142,7 +144,6 @@ class Deliverer:
                 self._account.run("DELETE FROM deliveries WHERE number = ?", (row["number"],))
             return
         self.failures += 1
-        knobs = self._knobs
-        wait = min(knobs.webhook_retry_seconds * 2 ** row["attempts"], knobs.webhook_max_retry_seconds)
+        wait = min(RETRY_SECONDS * 2 ** row["attempts"], MAX_RETRY_SECONDS)
         again = "UPDATE deliveries SET attempts = attempts + 1, due = ? WHERE number = ?"
         self._account.run(again, (time.time() + wait, row["number"]))

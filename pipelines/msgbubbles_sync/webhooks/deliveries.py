@@ -19,7 +19,7 @@ from .signature import hash_body
 from .spool import Delivery
 
 # Events that happen to a message only once.
-ONE_TIME_TYPES = frozenset({"message.received", "message.sent", "message.delivered", "message.read", "message.failed"})
+ONE_TIME_TYPES = ("message.received", "message.sent", "message.delivered", "message.read", "message.failed")
 # The ids of events that `webhooks.py test` sends begin with this.
 TEST_EVENT = "evt_test_"
 LISTS = ("events", "data")

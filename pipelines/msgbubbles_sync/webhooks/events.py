@@ -18,22 +18,16 @@ import msgspec
 from msgbubbles.envelope import fix_encoding
 from msgbubbles.lenient import remove_links
 from msgbubbles.models import Chat, Message
+from msgbubbles.redact_payloads import CHAT_IDS, CHAT_OBJECTS, INNER, MESSAGE_OBJECT
 from msgbubbles.times import parse_time
 
 from .bodies import parse_json
-from .deliveries import read_event_type
+from .deliveries import ONE_TIME_TYPES, read_event_type
 from .spool import Delivery
 
-MESSAGE_TYPES = (
-    "message.received", "message.sent", "message.delivered", "message.read", "message.failed", "message.reaction",
-)  # fmt: skip
+MESSAGE_TYPES = (*ONE_TIME_TYPES, "message.reaction")
 TYPING = "conversation.typing"
 KNOWN_TYPES = (*MESSAGE_TYPES, TYPING)
-# Objects of a payload that may contain the event or parts of it.
-INNER = ("data", "object", "payload", "event")
-MESSAGE_OBJECT = "message"
-CHAT_OBJECTS = ("conversation", "chat")
-CHAT_IDS = ("conversation_id", "chat_id")
 # The times of a message that show when an event about it occurred.
 MESSAGE_TIMES = {
     "message.received": ("created_at", "sent_at"),
