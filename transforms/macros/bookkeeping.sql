@@ -282,9 +282,16 @@
     coalesce({{ seconds_between(silent_since, at) }} >= {{ var('close_after_days') }} * 86400, false)
 {%- endmacro %}
 
-{# Time that the loaded messages show. Always one row. #}
+{# Interval in which all messages of the account have been read: until the newest one, or the latest complete run, but for
+   the lookback, within which messages become visible. `as_of` is the time that they show. Always one row. #}
 {% macro messages_coverage() -%}
-    select max(as_of) as as_of from {{ ref('stg_stream_coverage') }} where stream = 'messages'
+    select
+        min(complete_since) as complete_since,
+        greatest(max(complete_to), {{ add_seconds('max(as_of)', '-' ~ var('lookback_seconds')) }}) as read_until,
+        max(as_of) as as_of,
+        cast({{ local_time('max(as_of)') }} as date) as last_day
+    from {{ ref('stg_stream_coverage') }}
+    where stream = 'messages'
 {%- endmacro %}
 
 {# After thread_turns is written, update the open turns of chats that were deleted, came back, or are silent. #}

@@ -15,12 +15,6 @@
     (cast(unix_micros({{ later }}) - unix_micros({{ earlier }}) as double) / 1000000)
 {%- endmacro %}
 
-{# Time to which all messages of the account have been read: to the newest one, or to the latest complete run, but for the
-   lookback, within which messages become visible. Aggregates the coverage of the messages. #}
-{% macro read_until() -%}
-    greatest(max(complete_to), {{ add_seconds('max(as_of)', '-' ~ var('lookback_seconds')) }})
-{%- endmacro %}
-
 {# Whether a message begins a session: its side speaks, and nobody has spoken for `session_gap_hours`. #}
 {% macro starts_session(message) -%}
     ({{ message }}.side is not null and coalesce(

@@ -1,13 +1,8 @@
 -- A view, because its last day is that of the latest complete run.
 {{ config(materialized=view_for_readers()) }}
 
-with coverage as ( -- always one row
-    select
-        min(complete_since) as complete_since,
-        {{ read_until() }} as read_until,
-        cast({{ local_time('max(as_of)') }} as date) as last_day
-    from {{ ref('stg_stream_coverage') }}
-    where stream = 'messages'
+with coverage as (
+    {{ messages_coverage() }}
 ),
 
 -- A message with a wrong time must not make this a table of centuries.

@@ -1,24 +1,18 @@
 -- A view, because coverage changes for all chats at once.
 {{ config(materialized=view_for_readers()) }}
 
-with coverage as ( -- always one row
-    select
-        min(complete_since) as complete_since,
-        {{ read_until() }} as read_until,
-        max(as_of) as as_of,
-        cast({{ local_time('max(as_of)') }} as date) as day
-    from {{ ref('stg_stream_coverage') }}
-    where stream = 'messages'
+with coverage as (
+    {{ messages_coverage() }}
 ),
 
 recent as (
     select
         chat_id,
-        sum(case when daily.day > coverage.day - 7 then daily.messages_total else 0 end) as messages_last_7_days,
+        sum(case when daily.day > coverage.last_day - 7 then daily.messages_total else 0 end) as messages_last_7_days,
         sum(daily.messages_total) as messages_last_30_days
     from {{ ref('thread_activity_daily') }} as daily
     cross join coverage
-    where daily.day > coverage.day - 30 and daily.day <= coverage.day
+    where daily.day > coverage.last_day - 30 and daily.day <= coverage.last_day
     group by daily.chat_id
 ),
 
@@ -73,7 +67,7 @@ threads as (
         measures.messages_fetched_at,
         coverage.complete_since as messages_complete_since,
         coverage.as_of,
-        coverage.day as coverage_day,
+        coverage.last_day as coverage_day,
         -- All messages since the chat's creation have been read. A chat that was deleted before it was read has no
         -- known creation, and if reading a chat's messages failed, any of them may be missing.
         failed.unit_id is null and coalesce(
