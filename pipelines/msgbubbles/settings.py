@@ -21,6 +21,8 @@ from .times import BEGINNING_MS, HOUR_MS, to_epoch_ms
 MAX_TIMEOUT_SECONDS = 24 * 3600.0
 # A smaller batch could end within rows of one timestamp, and the next one would begin there again.
 MIN_BATCH_PAGES = 20
+# A run after a long pause does not catch up on all of it: that would take just as long.
+MAX_MINUTES_BETWEEN_RUNS = 60.0
 
 Hours = Annotated[float, Meta(gt=0)]
 
@@ -91,11 +93,13 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
         """What each stream reads again, and how often."""
         return {"chats": self.refresh_chats, "messages": self.refresh_messages}
 
-    @property
-    def refresh_per_minute(self) -> float | None:
-        """Requests that a stream may spend on a refresh, per minute since the last run; null for no limit."""
-        # Half for each of the two streams.
-        return self.requests_per_minute * self.refresh_share / 2 if self.requests_per_minute else None
+    def limit_refresh(self, last_run_ms: int, now_ms: int) -> float:
+        """Return how many requests a stream may spend on a refresh, by the time since the last run."""
+        if not self.requests_per_minute:
+            return math.inf
+        minutes = min(max((now_ms - last_run_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
+        # Half for each of the two streams. One is always allowed: otherwise a small share would never refresh anything.
+        return max(self.requests_per_minute * self.refresh_share / 2 * minutes, 1.0)
 
 
 DEFAULTS = SourceSettings()

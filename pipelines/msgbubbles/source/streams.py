@@ -28,8 +28,6 @@ from .state import STATES, ListState, RejectedInterval, ResourceState, decode, e
 Fetch = Callable[[str | None], Page[R]]
 Read = Callable[[Any, StreamContext], Iterator[Any]]
 
-# A run after a long pause does not catch up on all of it: that would take just as long.
-MAX_MINUTES_BETWEEN_RUNS = 60.0
 # Stored times of reading that are further ahead of the API's clock came from a clock that was wrong.
 MAX_AHEAD_MS = round(MAX_SURPRISE / timedelta(milliseconds=1))
 
@@ -154,12 +152,10 @@ class StreamReader(Generic[R]):
 
     def check_refresh_share(self) -> None:
         """Raise `LimitReached` when the requests for reading again are used up."""
-        per_minute, now_ms = self.settings.refresh_per_minute, self.now_ms
-        if self._pages_before_refresh is None or per_minute is None or now_ms is None:
+        if self._pages_before_refresh is None or self.now_ms is None:
             return
-        minutes = min(max((now_ms - self.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
-        # One page is always allowed: otherwise a small share would never refresh anything.
-        if self.progress.pages - self._pages_before_refresh + 1 > max(per_minute * minutes, 1.0):
+        allowed = self.settings.limit_refresh(self.seen_ms, self.now_ms)
+        if self.progress.pages - self._pages_before_refresh + 1 > allowed:
             raise LimitReached("refresh share")
 
     def _read_tasks(self, tasks: Iterable[Task], workers: Callable[[], int] = lambda: 1) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from msgbubbles.client import MAX_PAGE_SIZE, Client
 from msgbubbles.models import fingerprint
 from msgbubbles.source.coverage import Coverage, plan_incremental, plan_refresh
 from msgbubbles.source.reconcile import SWEEPS_MISSED
-from msgbubbles.source.streams import MAX_MINUTES_BETWEEN_RUNS
 from msgbubbles.times import BEGINNING_MS
 
 from .local_state import LocalState
@@ -71,8 +70,7 @@ def _plan_stream(local: LocalState, stream: str, now_ms: int) -> list[Step]:
 
 def _plan_refresh(local: LocalState, stream: str, now_ms: int) -> list[Step]:
     settings, state = local.settings.source, local.states.get_list(stream)
-    minutes = min(max((now_ms - state.seen_ms) / 60_000, 0.0), MAX_MINUTES_BETWEEN_RUNS)
-    allowed = math.inf if settings.refresh_per_minute is None else max(settings.refresh_per_minute * minutes, 1)
+    allowed = settings.limit_refresh(state.seen_ms, now_ms)
     read = local.load_coverage(stream)
     steps: list[Step] = []
     while allowed > 0 and (task := plan_refresh(read, settings.refresh_rules[stream], settings.start_ms, now_ms)):

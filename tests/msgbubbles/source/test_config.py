@@ -12,8 +12,9 @@ from msgbubbles.source.fetch import count_workers
 
 def test_defaults_read_chats_daily_and_new_messages_hourly() -> None:
     assert DEFAULTS.refresh_rules == {"chats": (RefreshRule(24),), "messages": (RefreshRule(1, 72),)}
-    assert DEFAULTS.refresh_per_minute == 15, "a quarter of 120, half of it for each stream"
-    assert build_source_settings({"requests_per_minute": 0}).refresh_per_minute is None
+    assert DEFAULTS.limit_refresh(0, 60_000) == 15, "a quarter of 120, half of it for each stream"
+    assert DEFAULTS.limit_refresh(0, 0) == 1
+    assert build_source_settings({"requests_per_minute": 0}).limit_refresh(0, 0) == math.inf
 
 
 @pytest.mark.parametrize(
