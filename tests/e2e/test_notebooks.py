@@ -461,6 +461,15 @@ def run_in_jupyter(database: Path, *cells: str) -> list[str]:
     return ["".join(output.text for output in cell.outputs) for cell in added]
 
 
+def test_pandas_notebook_skips_only_cells_whose_tables_are_missing(demo: Path, tmp_path: Path) -> None:
+    database = tmp_path / "company.duckdb"
+    database.write_bytes(demo.read_bytes())
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("DROP VIEW marts.thread_activity; DROP TABLE staging.int_thread_messages")
+    (names,) = run_in_jupyter(database, "print({'threads', 'weekly', 'replies', 'members'} & {*globals()})")
+    assert names == "{'weekly'}\n"
+
+
 def test_pandas_notebook_shows_the_same_figures(eventful: Path, messages: list[reference.Message]) -> None:
     weeks, quantiles = run_in_jupyter(
         eventful,
