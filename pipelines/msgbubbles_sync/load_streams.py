@@ -36,8 +36,10 @@ from .errors import list_causes
 from .files import write_privately
 from .report import RunReport
 from .run_log import store_failed_reads
+from .sql import list_tables
 from .tables import FAILED_READS
 from .text import format_count
+from .workspace import DATASET
 
 FIRST_BATCH_MINUTES = 2 / 3
 REFUSED = """{title} refuses the rows that were read, although it accepts each row alone: remove the constraints or
@@ -121,7 +123,8 @@ class StreamLoader:
         if loaded_with.read_text(errors="replace") != self._compute_key(state):
             return False
         with destination.open_writer() as connection:
-            return is_newest_state(connection, state)
+            has_all_tables = OWNERS.keys() | SHARED_TABLES <= {*list_tables(connection, DATASET)}
+            return has_all_tables and is_newest_state(connection, state)
 
     def _load_directly(self, *resources: str) -> bool:
         """Load without dlt, and return whether the database accepts that. Raises what the readers raise."""
