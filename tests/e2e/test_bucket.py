@@ -18,11 +18,13 @@ from helpers.catalog import check_descriptions
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import COUNT_CONTACT, change, lake_in_bucket, list_contacts, query
+from helpers.lake import change, lake_in_bucket, query
 from helpers.marts_reference import check_marts
 from helpers.sizes import IS_NIGHTLY, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
+from msgbubbles_sync.dbt import runner
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.settings import Settings, TransformSettings
 from msgbubbles_sync.workspace import Workspace
 
 INTO = ("--destination", "ducklake")
@@ -50,6 +52,16 @@ def poll_messages(workspace: Workspace) -> Iterator[set[int]]:
         reader.join()
 
 
+def build_only(mart: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build a mart, and what it is built from, as the job builds all of them."""
+    run = runner._Dbt.run
+    monkeypatch.setattr(runner._Dbt, "run", lambda dbt, *command: run(dbt, *command, "--select", f"+{mart}"))
+    destination = build_destination(workspace)
+    settings = Settings(transforms=TransformSettings(data_tests="off"))
+    assert runner.transform(workspace, destination, settings).failed_models == []
+    destination.publish()
+
+
 def test_next_run_completes_a_load_during_which_the_bucket_died(
     new_job: Callable[..., Job], postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,9 +80,8 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
             refused = job.run(*INTO, status=2)
             assert len(job.server.requests) == asked, "a run asks the bucket before it reads anything"
         proxy.revive()
-        list_contacts(job)
         spool(workspace, [typing(1, conversation_id=job.server.truth().chats[0]["id"])])
-        done = job.run(*INTO, transform=IS_NIGHTLY)  # test_ducklake.py builds an increment by day
+        done = job.run(*INTO, transform=IS_NIGHTLY)
         for run in (failed, refused):
             assert "the bucket s3://lake/lake cannot be used: it does not answer; check the network" in run.errors
 
@@ -80,11 +91,14 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
             assert differences_of(select_rows(connection), truth) == {}
         assert query(workspace, "SELECT chat_id FROM msgbubbles.webhook_events") == [{"chat_id": truth.chats[0]["id"]}]
 
-        change(job)
-        job.run(*INTO, transform=True)
         check_descriptions(workspace)
-        assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
-        check_marts(partial(query, workspace))
+        if IS_NIGHTLY:
+            change(job)
+            job.run(*INTO, transform=True)
+            check_marts(partial(query, workspace))
+        else:  # test_ducklake.py builds all marts of a lake
+            build_only("thread_activity", workspace, monkeypatch)
+            check_marts(partial(query, workspace), ["thread_activity"])
         with build_destination(workspace).open_reader() as connection:
             marts = connection.execute("SELECT count(*), sum(messages_total) FROM marts.thread_activity").fetchall()
         assert {check["name"]: check["state"] for check in job.ask("check", *INTO)}["destination"] == "ok"
