@@ -16,7 +16,7 @@ import duckdb
 
 from msgbubbles.lazy_pyarrow import pa, pq
 from msgbubbles_sync.dbt.runner import forget_build
-from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_name
+from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_name, transaction
 
 from .context import Context
 from .destinations import Destination
@@ -151,9 +151,8 @@ def _rename_in_warehouse(destination: Destination, old: str, new: str) -> None:
     with destination.open_writer() as connection:
         if "." in destination.write_schema:
             connection.execute("USE warehouse")
-        connection.execute("BEGIN")
-        _rename_in_tables(connection, destination, old, new)
-        connection.execute("COMMIT")
+        with transaction(connection):
+            _rename_in_tables(connection, destination, old, new)
 
 
 def _rename_in_tables(connection: duckdb.DuckDBPyConnection, destination: Destination, old: str, new: str) -> None:

@@ -22,7 +22,7 @@ from msgbubbles.tables import ColumnType
 from msgbubbles.times import from_epoch_ms
 
 from .run_record import RunRecord
-from .sql import create_table, insert_rows
+from .sql import create_table, insert_rows, transaction
 from .tables import FAILED_READS, SYNC_RUNS
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], s
         if (record["run_id"], round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)) not in stored
     ]
     if new:
-        connection.execute("BEGIN")
-        connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
-        insert_rows(connection, table, SYNC_RUNS, new)
-        connection.execute("COMMIT")
+        with transaction(connection):
+            connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", [row[:1] for row in new])  # noqa: S608
+            insert_rows(connection, table, SYNC_RUNS, new)
 
 
 def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[FailedRead], schema: str) -> None:
@@ -116,10 +115,9 @@ def store_failed_reads(connection: duckdb.DuckDBPyConnection, failed: Iterable[F
         for read in failed
     ]
     table = create_table(connection, schema, FAILED_READS)
-    connection.execute("BEGIN")
-    connection.execute(f"DELETE FROM {table}")  # noqa: S608
-    insert_rows(connection, table, FAILED_READS, rows)
-    connection.execute("COMMIT")
+    with transaction(connection):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+        insert_rows(connection, table, FAILED_READS, rows)
 
 
 def describe_failed_reads(failed: Sequence[FailedRead]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Quote SQL literals and identifiers that cannot be bind parameters; list, create, read and fill tables; limit time."""
+"""Quote what cannot be a bind parameter; list, create, read and fill tables; enclose transactions; limit time."""
 
 from __future__ import annotations
 
@@ -86,6 +86,19 @@ def read_value(connection: duckdb.DuckDBPyConnection, schema: str, table: Table)
     """Read a value that `store_value` has stored; null if the table is missing or empty."""
     rows = fetch_rows(connection, f"SELECT {table.column_names[0]} FROM {schema}.{table.name}")  # noqa: S608
     return rows[0][0] if rows else None
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Commit what the block changes, or undo it if the block raises."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(duckdb.Error):  # none is open after some errors
+            connection.execute("ROLLBACK")
+        raise
 
 
 @contextmanager

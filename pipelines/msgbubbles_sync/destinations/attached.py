@@ -19,7 +19,7 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
-from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name
+from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name, transaction
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
@@ -154,14 +154,13 @@ class Attached(Destination):
         """Open a connection in which the schemas with a prefix have their default names, without it."""
         with self._attach(*options) as connection:
             if prefix or any(schema != name for schema, name in self._names.items()):
-                connection.execute("BEGIN")  # the job may create and drop tables meanwhile
-                for schema, table in self._columns_by_prefix(connection).get(prefix, {}):
-                    connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
-                    connection.execute(
-                        f"CREATE VIEW memory.{schema}.{quote_name(table)} AS "
-                        f"FROM warehouse.{prefix}{self._names[schema]}.{quote_name(table)}"
-                    )
-                connection.execute("COMMIT")
+                with transaction(connection):  # the job may create and drop tables meanwhile
+                    for schema, table in self._columns_by_prefix(connection).get(prefix, {}):
+                        connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
+                        connection.execute(
+                            f"CREATE VIEW memory.{schema}.{quote_name(table)} AS "
+                            f"FROM warehouse.{prefix}{self._names[schema]}.{quote_name(table)}"
+                        )
                 connection.execute("USE memory")
             yield connection
 
@@ -173,19 +172,18 @@ class Attached(Destination):
             sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
             with open_scratch(connection, self._workspace.folder, sources):
                 yield connection
-                connection.execute("BEGIN")
-                for name in list_tables(connection, f"scratch.{DATASET}"):
-                    path = f"{self.write_schema}.{quote_name(name)}"
-                    if name in names:
-                        rows = select_for(connection, "warehouse", self.dataset, name)
-                        self._empty_table(connection, self.dataset, name)
-                        connection.execute(f"INSERT INTO {path} BY NAME {rows}")
-                    else:
-                        connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
-                staging = self.name_schema("msgbubbles_staging")
-                for name in _list_own_tables(connection, staging):
-                    self._empty_table(connection, staging, name)
-                connection.execute("COMMIT")
+                with transaction(connection):
+                    for name in list_tables(connection, f"scratch.{DATASET}"):
+                        path = f"{self.write_schema}.{quote_name(name)}"
+                        if name in names:
+                            rows = select_for(connection, "warehouse", self.dataset, name)
+                            self._empty_table(connection, self.dataset, name)
+                            connection.execute(f"INSERT INTO {path} BY NAME {rows}")
+                        else:
+                            connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
+                    staging = self.name_schema("msgbubbles_staging")
+                    for name in _list_own_tables(connection, staging):
+                        self._empty_table(connection, staging, name)
 
     def prepare(self) -> None:
         with self._attach() as connection:

@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import is_older_than, read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import list_tables, quote_name
+from msgbubbles_sync.sql import list_tables, quote_name, transaction
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -122,12 +122,10 @@ class DuckDBFile(Destination):
 
     @contextmanager
     def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self.open_writer() as connection:
-            connection.execute("BEGIN")
+        with self.open_writer() as connection, transaction(connection):
             yield connection
             for table in list_tables(connection, "msgbubbles_staging"):
                 connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")  # noqa: S608
-            connection.execute("COMMIT")
 
     def drop_marts(self) -> bool:
         # Readers see the published file meanwhile.
@@ -192,13 +190,8 @@ class DuckDBFile(Destination):
             has_lost_rows = has_lost_columns(connection, DATASET, tables)
 
             def execute(statements: str) -> None:
-                connection.execute("BEGIN")
-                try:
+                with transaction(connection):
                     connection.execute(statements)
-                    connection.execute("COMMIT")
-                except duckdb.Error:
-                    connection.execute("ROLLBACK")
-                    raise
 
             repairs = find_repairs(columns, DATASET)
             self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)

@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import remove, set_umask_like
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import quote_literal, quote_name, transaction
 
 from . import server
 from .attached import Attached
@@ -164,17 +164,11 @@ class DuckLake(Attached):
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.name_schema('staging')}")
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
-        connection.execute("BEGIN")
-        try:
+        with transaction(connection):
             for schema in sorted({schema for schema, _ in views}):
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{schema}")
             for (schema, table), query in views.items():
                 connection.execute(f"CREATE OR REPLACE VIEW warehouse.{schema}.{quote_name(table)} AS {query}")
-            connection.execute("COMMIT")
-        except duckdb.Error:
-            with suppress(duckdb.Error):
-                connection.execute("ROLLBACK")
-            raise
 
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It becomes a new table, because the catalog keeps the extremes of all values that a table ever had.
