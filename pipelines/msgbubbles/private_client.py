@@ -26,11 +26,7 @@ class PrivateClient(Client):
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        redactor: Redactor,
-        stored_chats: StoredChats = lambda _ids: (),
-        sender_field: str | None = None,
+        self, transport: Transport, redactor: Redactor, stored_chats: StoredChats, sender_field: str | None
     ) -> None:
         super().__init__(transport, sender_field)
         self._redactor = redactor

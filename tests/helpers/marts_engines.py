@@ -19,10 +19,10 @@ from helpers.marts_reference import build_references, differences
 from helpers.message_reference import Row, World
 from helpers.turns_reference import BUSINESS
 from msgbubbles_sync.dbt.runner import forget_build, transform
-from msgbubbles_sync.destinations.parquet_tables import TABLES
+from msgbubbles_sync.destinations.parquet_tables import TABLES_FILE
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import quote_literal
-from msgbubbles_sync.tables import TABLES as DECLARED
+from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
 ZONE = ZoneInfo("America/New_York")
@@ -128,9 +128,9 @@ class Files(JobEngine):
 
     def load(self, load_id: str, load: World) -> None:
         self.warehouse.load(load_id, **load)
-        tables = {name: {"key": DECLARED[name].key} for name in (*load, "attachments")}
+        tables = {name: {"key": TABLES[name].key} for name in (*load, "attachments")}
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / TABLES).write_text(json.dumps(tables))
+        (self._folder / TABLES_FILE).write_text(json.dumps(tables))
         with duckdb.connect(str(self.warehouse.path)) as connection:
             for name in tables:
                 (self._folder / name).mkdir(exist_ok=True)

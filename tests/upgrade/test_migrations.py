@@ -20,7 +20,7 @@ from helpers.warehouse_rows import differences_of, select_rows
 from msgbubbles_sync import migrations
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import build_pipeline
-from msgbubbles_sync.destinations.parquet_tables import Table
+from msgbubbles_sync.destinations.parquet_tables import KeyedTable
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.migrations import PIPELINES, migrate, rename_column
@@ -234,9 +234,9 @@ def test_tables_of_other_destinations_are_migrated_without_reading_again(
     workspace.configure_dlt()
     destination = build_destination(workspace)
     # Rename back what the release before versions called otherwise.
-    rank = Table.rank.fget  # type: ignore[attr-defined]
+    rank = KeyedTable.rank.fget  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "rank", property(lambda table: rank(table).replace(NEW, OLD)))
+        patch.setattr(KeyedTable, "rank", property(lambda table: rank(table).replace(NEW, OLD)))
         rename_column(workspace, destination, NEW, OLD)
         migrations._rename_in_warehouse(destination, "batches", "slices")  # codespell:ignore slices
         drop_version(workspace, destination)

@@ -162,7 +162,7 @@ class ChatsState(ListState):
 
 
 # What the reader of each stream adds to the state of its resource.
-STATES: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
+STATES_BY_STREAM: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
     "numbers": NumbersState,
     "messages": MessagesState,
     "chats": ChatsState,

@@ -23,7 +23,7 @@ from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
 from .rejected import RejectedIntervals
 from .run import Run, StreamContext, save_overflows
-from .state import STATES, ListState, RejectedInterval, ResourceState, decode, encode
+from .state import STATES_BY_STREAM, ListState, RejectedInterval, ResourceState, decode, encode
 
 Fetch = Callable[[str | None], Page[R]]
 Read = Callable[[Any, StreamContext], Iterator[Any]]
@@ -349,7 +349,7 @@ def read_stream(
     buffer.refused = run.refused
     if run.is_stopped:
         return
-    state, own = decode(resource, ResourceState), decode(resource, STATES[buffer.stream])
+    state, own = decode(resource, ResourceState), decode(resource, STATES_BY_STREAM[buffer.stream])
     context = StreamContext(client, buffer, run, FailedReads(state, run, client))
     try:
         if state.tables != buffer.tables:

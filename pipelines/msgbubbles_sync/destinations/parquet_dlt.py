@@ -10,7 +10,7 @@ from dlt.destinations import filesystem
 from dlt.destinations.impl.filesystem.filesystem import FilesystemClient
 from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
 
-from .parquet_tables import TABLES, Table, read_described_tables, write_json
+from .parquet_tables import TABLES_FILE, KeyedTable, read_described_tables, write_json
 
 # dlt writes a file for each load, and reads none of them again.
 MAX_LOADS = 1000
@@ -45,7 +45,7 @@ class _Client(FilesystemClient):
         before = read_described_tables(folder)
         after = before | {table["name"]: _table_from_schema(table) for table in self.schema.data_tables()}
         if after != before:
-            write_json(folder / TABLES, after)
+            write_json(folder / TABLES_FILE, after)
         return update
 
     def complete_load(self, load_id: str) -> None:
@@ -65,8 +65,8 @@ class _SqlClient(FilesystemSqlClient):
         return select[0], select[1] + _table_from_schema(table_schema).qualify
 
 
-def _table_from_schema(schema: Any) -> Table:
-    return Table(
+def _table_from_schema(schema: Any) -> KeyedTable:
+    return KeyedTable(
         tuple(get_columns_names_with_prop(schema, "primary_key")),
         has_fetched_at="_fetched_at" in schema["columns"],
         first_stays=schema.get("x-merge-strategy") == "insert-only",

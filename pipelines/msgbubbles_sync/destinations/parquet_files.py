@@ -34,9 +34,9 @@ from msgbubbles_sync.workspace import DATASET, UNUSABLE
 
 from .base import Destination
 from .comments import list_descriptions, write_comments
+from .compaction import STATES
 from .duckdb_file import open_published
 from .parquet_rewrite import (
-    STATES,
     find_damaged,
     find_small,
     finish_replacing,

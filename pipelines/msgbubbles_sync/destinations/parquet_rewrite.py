@@ -18,12 +18,12 @@ from msgbubbles_sync.files import read_modified_at_ns, remove, sync_to_disk
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.workspace import DATASET, PIPELINE
 
+from .compaction import STATES
 from .parquet_tables import write_json
 
 UNFINISHED, FINISHED = ".rewriting", ".rewritten"
 # The names of the new files, by table.
 MANIFEST = "files.json"
-STATES = "_dlt_pipeline_state"
 # A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
 # again only when the table has doubled, and not with every hundredth load.
 SMALL_BYTES = 16 * 1024 * 1024

@@ -15,10 +15,10 @@ from msgbubbles_sync.files import sync_to_disk
 from msgbubbles_sync.sql import quote_literal
 
 # The file that describes the tables of a dataset, in its folder.
-TABLES = "_tables.json"
+TABLES_FILE = "_tables.json"
 
 
-class Table(msgspec.Struct, frozen=True):
+class KeyedTable(msgspec.Struct, frozen=True):
     """The key of a table. The current row of a key is that of the latest load, and in it the one fetched last.
 
     With `first_stays`, it is the first row of the first load.
@@ -45,15 +45,15 @@ class Table(msgspec.Struct, frozen=True):
         return f"SELECT * FROM read_parquet([{listed}], union_by_name = true){self.qualify}"  # noqa: S608
 
 
-def read_described_tables(folder: Path) -> dict[str, Table]:
+def read_described_tables(folder: Path) -> dict[str, KeyedTable]:
     """Return the tables of a dataset by name, with or without files."""
     try:
-        return msgspec.json.decode((folder / TABLES).read_bytes(), type=dict[str, Table])
+        return msgspec.json.decode((folder / TABLES_FILE).read_bytes(), type=dict[str, KeyedTable])
     except FileNotFoundError:
         return {}
 
 
-def read_tables(folder: Path) -> dict[str, Table]:
+def read_tables(folder: Path) -> dict[str, KeyedTable]:
     """Return the tables of a dataset that have files, by name."""
     tables = sorted(read_described_tables(folder).items())
     return {name: table for name, table in tables if any((folder / name).glob("*.parquet"))}

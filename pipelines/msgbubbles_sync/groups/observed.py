@@ -29,7 +29,7 @@ FROM msgbubbles.group_operations ORDER BY requested_at"""
 RECORDED_OBSERVATIONS = """
 SELECT key, chat_id, from_handle, title, handles, is_gone, seen_at FROM msgbubbles.group_sightings"""
 
-Event = tuple[datetime, Entry | Observation]
+Evidence = tuple[datetime, Entry | Observation]
 Change = Callable[[ObservedGroup], ObservedGroup]
 
 
@@ -57,7 +57,7 @@ def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGr
     An operation of unknown outcome counts as done: its outcome is found out before any other operation is sent. Of an
     observation and an operation at one time, the operation counts.
     """
-    histories: dict[str, list[Event]] = {}
+    histories: dict[str, list[Evidence]] = {}
     for observation in filter(lambda observation: observation.chat_id, ledger.observations()):
         histories.setdefault(observation.key, []).append((observation.seen_at, observation))
     for entry in ledger.entries():
@@ -68,7 +68,7 @@ def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGr
         renderings.setdefault(rendering.chat_id, []).append(rendering)
     groups = {}
     for key, history in histories.items():
-        group = _observe_group(key, sorted(history, key=lambda event: event[0]), published.chats)
+        group = _observe_group(key, sorted(history, key=lambda evidence: evidence[0]), published.chats)
         groups[key] = _undo_renderings(group, renderings.get(group.chat_id or "", ()))
     return groups
 
@@ -84,7 +84,7 @@ def _undo_renderings(group: ObservedGroup, renderings: Iterable[Rendering]) -> O
     )
 
 
-def _observe_group(key: str, history: list[Event], chats: Mapping[str, PublishedChat]) -> ObservedGroup:
+def _observe_group(key: str, history: list[Evidence], chats: Mapping[str, PublishedChat]) -> ObservedGroup:
     # A key stands for the chat that was created or imported under it last.
     chat_id = next((record.chat_id for _, record in reversed(history) if record.chat_id is not None), None)
     records = [(at, record) for at, record in history if record.chat_id == chat_id or record.chat_id is None]

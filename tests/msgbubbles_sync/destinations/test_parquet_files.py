@@ -20,7 +20,7 @@ from helpers.canary import find_words
 from msgbubbles_sync.destinations import parquet_dlt, parquet_files, parquet_rewrite
 from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
-from msgbubbles_sync.destinations.parquet_tables import Table, read_tables, write_json
+from msgbubbles_sync.destinations.parquet_tables import KeyedTable, read_tables, write_json
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.restore import restore
@@ -282,7 +282,7 @@ def test_only_small_files_are_compacted_and_readers_see_each_row_once(
     destination.prepare()
     folder = files / "msgbubbles" / "things"
     folder.mkdir(parents=True)
-    write_json(files / "msgbubbles" / "_tables.json", {"things": Table(("id",))})
+    write_json(files / "msgbubbles" / "_tables.json", {"things": KeyedTable(("id",))})
     monkeypatch.setattr(parquet_files, "MAX_FILES", 4)
     monkeypatch.setattr(parquet_rewrite, "SMALL_BYTES", 0)
 
