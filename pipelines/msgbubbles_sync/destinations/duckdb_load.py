@@ -26,9 +26,11 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 PENDING = ("normalize/extracted", "load/new", "load/normalized")
 # What dlt leaves out of the digest of a state: the rest of it is the same in every working folder.
 NOT_IN_DIGEST = ("_local", "_state_version", "_state_engine_version", "_version_hash")
-# What these report, dlt can correct or name: a table or a column is missing, or a row is refused. Any other error, such
-# as that of a full disk, it would only meet again.
-DLT_IS_NEEDED = (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError)
+# After these errors dlt may load what DuckDB has refused here: it adds columns, names rows, uses other statements. It
+# would only meet others, such as that of a full disk, again.
+DLT_IS_NEEDED = (
+    duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError, duckdb.InternalError, duckdb.NotSupportedError,
+)  # fmt: skip
 NEWEST_STATE = """SELECT version_hash FROM msgbubbles._dlt_pipeline_state WHERE pipeline_name = ?
 ORDER BY version DESC, _dlt_load_id DESC LIMIT 1"""
 STORE_LOAD = """INSERT INTO msgbubbles._dlt_loads (load_id, schema_name, status, inserted_at)
