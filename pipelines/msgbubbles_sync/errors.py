@@ -20,6 +20,10 @@ class TransformError(Exception):
     """
 
 
+class CombinedFileError(Exception):
+    """The file of an account was published, but not the one that shows all accounts; `__cause__` is why."""
+
+
 class RefusedMartsError(TransformError):
     """Everything was published but some marts; the message names them."""
 

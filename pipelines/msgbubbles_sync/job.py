@@ -30,7 +30,7 @@ from .privacy.erase import purge
 from .privacy.files import purge_files
 from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
-from .report import RunReport, ends_run
+from .report import COMBINED_FILE, RunReport, ends_run
 from .restore import tidy
 from .run_log import RunLog, store, store_failed_reads
 from .sql import create_table, list_columns
@@ -381,7 +381,8 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         report.publish()
     if shared := claims.explain_same_numbers(workspace, destination):
         context.console.fail(shared)
-    workspace.set_done("publish")
+    if COMBINED_FILE not in report.failed_parts:
+        workspace.set_done("publish")
 
 
 def _has_streams(destination: Destination) -> bool:

@@ -25,12 +25,15 @@ from msgbubbles.transport import VERSION
 
 from .context import Context
 from .dbt.runner import BuildResult
-from .errors import InputFileError, RefusedMartsError, TransformError, list_causes
+from .errors import CombinedFileError, InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
 from .run_log import iso_timestamp
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
 from .tables import JOB_TABLES, TABLES
+
+# The part of a run that publishes the file that shows all accounts.
+COMBINED_FILE = "combined file"
 
 
 def ends_run(error: Exception) -> bool:
@@ -113,11 +116,17 @@ class RunReport:
                 destination.write_table(table, write)
 
     def publish(self) -> None:
-        """Publish everything but the held marts, and those that cannot be copied to readers."""
+        """Publish everything but the held marts, and those that cannot be copied to readers.
+
+        The file that shows all accounts may fail alone.
+        """
+        self.failed_parts.pop(COMBINED_FILE, None)
         try:
             self.published_bytes = self.context.destination.publish(self.held_marts)
         except RefusedMartsError as error:
             self.add_failed_part("marts", "; ".join(filter(None, (self.failed_parts.get("marts"), str(error)))))
+        except CombinedFileError as error:
+            self.add_failed_part(COMBINED_FILE, explain_end(error, self.context).message)
         self.published = True
 
     def add_failed_part(self, part: str, reason: str) -> None:

@@ -106,7 +106,10 @@ class Workspace:
                 f"{MAX_PATH_BYTES}, because the job appends to both; choose a shorter one"
             )
         if database.is_dir():
-            raise UsageError(f"--database: {database} is a folder; name a file in it: {database / 'warehouse.duckdb'}")
+            example = database / "warehouse.duckdb"
+            raise UsageError(
+                f"--database: {database} is a folder; move it away, or name a file in it, such as {example}"
+            )
         if not database.parent.is_dir():
             raise UsageError(f"--database: create the folder {database.parent} first, or choose another")
         if account is not None:

@@ -133,6 +133,23 @@ def test_database_is_not_read_for_damage_after_events(tmp_path: Path, monkeypatc
     restore.restore(workspace, context.destination, pytest.fail)
 
 
+def test_combined_file_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb", account="north")
+    spool(workspace, [typing(1)])
+    lock = workspace.folder.with_name("company") / "combine.lock"
+    lock.mkdir(parents=True)
+    context = build_context(workspace, Settings())
+    report = job.load_webhooks(context, Limits(with_transform=False))
+    assert report.outcome.exit_status == EXIT_INCOMPLETE
+    assert f"{lock} is a folder" in report.failed_parts["combined file"]
+    with context.destination.open_reader() as published:
+        assert len(published.execute("FROM msgbubbles.webhook_events").fetchall()) == 1
+    lock.rmdir()
+    report = job.load_webhooks(context, Limits(with_transform=False))
+    assert report.failed_parts == {}
+    assert workspace.combined.exists()
+
+
 def test_rows_are_published_whatever_keeps_the_marts_from_being_built(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import duckdb
 from filelock import FileLock
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import CombinedFileError, UsageError
 from msgbubbles_sync.files import is_older_than, read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
 from msgbubbles_sync.sql import list_tables, quote_name, transaction
@@ -219,13 +219,18 @@ class DuckDBFile(Destination):
         size = publish(workspace.work, workspace.database, held_marts)
         write_privately(self._published_mark, json.dumps(read_mark(workspace.database)))
         if workspace.account is not None:
-            combined = Workspace.from_path(workspace.combined)
-            combined.make_folders()
-            with FileLock(combined.folder / "combine.lock"):
-                files = find_account_files(workspace)
-                note = combined.folder / COMBINED_NOTE
-                combine(files, workspace.account, combined.database, note, self.options())
+            try:
+                self._combine(workspace.account)
+            except (OSError, duckdb.Error) as error:
+                raise CombinedFileError from error
         return size
+
+    def _combine(self, account: str) -> None:
+        combined = Workspace.from_path(self._workspace.combined)
+        combined.make_folders()
+        with FileLock(combined.folder / "combine.lock"):
+            files = find_account_files(self._workspace)
+            combine(files, account, combined.database, combined.folder / COMBINED_NOTE, self.options())
 
     def is_older_than(self, minutes: float) -> bool:
         return is_older_than(self._workspace.database, minutes * 60) or not self._is_as_published()
