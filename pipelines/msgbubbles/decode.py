@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import attrgetter
@@ -140,13 +140,13 @@ def _take_sender(fields: dict[str, Raw], names: Sequence[str]) -> tuple[str | No
     return None, None
 
 
-def remove_senders(row: Message) -> Raw:
-    """Return the `extra` of a message without data about the sender, for a policy that hides handles."""
-    if not bytes(row.extra):
-        return row.extra
-    fields = msgspec.json.decode(row.extra, type=dict[str, Raw])
-    others = {name: value for name, value in fields.items() if name not in (*SENDER_FIELDS, row.sender_field)}
-    return row.extra if len(others) == len(fields) else Raw(msgspec.json.encode(others)) if others else NOTHING
+def drop_fields(extra: Raw, names: Collection[str | None]) -> Raw:
+    """Return the `extra` of a row without these fields."""
+    if not bytes(extra):
+        return extra
+    fields = msgspec.json.decode(extra, type=dict[str, Raw])
+    others = {name: value for name, value in fields.items() if name not in names}
+    return extra if len(others) == len(fields) else Raw(msgspec.json.encode(others)) if others else NOTHING
 
 
 def are_plain_rows(model: type[Row], rows: Sequence[Row]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw
 
-from .decode import read_participants, remove_senders
+from .decode import SENDER_FIELDS, drop_fields, read_participants
 from .mentions import has_handle, replace_handles, unescape_json
 from .models import NOTHING, NULL, Chat, Message, Number, Page, R, RejectedRow, Row
 from .policy import FULL, ORDERS, Policy, Pseudonymizer
@@ -340,7 +340,7 @@ class Redactor:
         if self.has_expired(row.cursor_at):
             row.text = None
         if self.policy.handles != "keep":
-            row.extra = remove_senders(row)
+            row.extra = drop_fields(row.extra, (*SENDER_FIELDS, row.sender_field))
         for attachment in row.attachments or ():
             self._redact_row(attachment, ATTACHMENTS)
         return self._redact_row(row, MESSAGES)

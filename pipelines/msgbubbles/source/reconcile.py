@@ -10,12 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-from msgspec import Raw
-
-from msgbubbles.decode import read_participants
+from msgbubbles.decode import drop_fields, read_participants
 from msgbubbles.errors import LimitReached, NotFoundError, until
-from msgbubbles.models import NOTHING, Chat
+from msgbubbles.models import Chat
 from msgbubbles.settings import SourceSettings
 from msgbubbles.times import DAY_MS, from_epoch_ms, is_recent
 
@@ -201,10 +198,7 @@ def _read_chats(state: ChatsState, context: StreamContext) -> Iterator[Any]:
 
 def drop_participants(chat: Chat) -> Chat:
     """Return a chat as the list shows it, without participants: a row must not depend on how it was read."""
-    if bytes(chat.extra):
-        fields = msgspec.json.decode(chat.extra, type=dict[str, Raw])
-        fields.pop("participants", None)
-        chat.extra = Raw(msgspec.json.encode(fields)) if fields else NOTHING
+    chat.extra = drop_fields(chat.extra, ("participants",))
     return chat
 
 

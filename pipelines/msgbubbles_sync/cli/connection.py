@@ -18,6 +18,7 @@ from msgbubbles.private_client import build_client
 from msgbubbles.redact import Redactor
 from msgbubbles.source.run import Run
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.destinations.claims import SANDBOX_FILE
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.workspace import Workspace
@@ -93,7 +94,7 @@ def _sandbox(workspace: Workspace, settings: Settings) -> Iterator[Settings]:
         "msgbubbles_sync.sandbox",
         "--until-stdin-closes",
         "--state",
-        str(workspace.folder / "sandbox.sqlite"),
+        str(workspace.folder / SANDBOX_FILE),
     ]
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command,

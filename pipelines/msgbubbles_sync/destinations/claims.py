@@ -29,6 +29,8 @@ from msgbubbles_sync.workspace import CLAIM_FILE, DATASET, Workspace
 from .base import Destination
 
 REAL, SANDBOX = "a MsgBubbles account", "the sandbox"
+# The file of the simulated account.
+SANDBOX_FILE = "sandbox.sqlite"
 
 Claim = dict[str, str]
 SAME_NUMBERS = """SELECT DISTINCT other.account FROM msgbubbles.numbers AS own
@@ -179,7 +181,7 @@ def _infer_claim(workspace: Workspace, destination: Destination, *, is_damaged: 
     if stored is not None:
         return stored
     account = None
-    if (workspace.folder / "sandbox.sqlite").exists():
+    if (workspace.folder / SANDBOX_FILE).exists():
         account = SANDBOX
     elif is_damaged and (workspace.database.exists() or workspace.work.exists()):
         account = REAL  # rows without the state of a sandbox

@@ -12,6 +12,8 @@ from msgbubbles_sync.files import read_modified_at_ns, write_privately
 from msgbubbles_sync.settings import read_webhook_secrets
 from msgbubbles_sync.workspace import configuration_folder
 
+from .spool import webhooks_folder
+
 Secrets = tuple[str, ...]
 
 
@@ -37,7 +39,7 @@ class SecretStore:
         """
         workspace = context.workspace
         is_separate = sandbox or workspace.account is not None
-        default = (workspace.folder / "webhooks" if is_separate else configuration_folder()) / "secrets.toml"
+        default = (webhooks_folder(workspace) if is_separate else configuration_folder()) / "secrets.toml"
         return cls((path or default).expanduser().absolute(), context.settings.webhook_secrets)
 
     def reload(self) -> bool:
