@@ -28,8 +28,6 @@ def main(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 0,
     chats: Annotated[int, typer.Option(help="Chats of a new account.")] = 240,
     messages: Annotated[int, typer.Option(help="Messages of a new account.")] = 6000,
-    days: Annotated[int, typer.Option(help="Days of history of a new account.")] = 120,
-    seed_number: Annotated[int, typer.Option("--seed", help="The same seed makes the same account.")] = 7,
     rate_limit: Annotated[int, typer.Option(help="Requests per minute; 0 for no limit.")] = 120,
     until_stdin_closes: Annotated[bool, typer.Option(help="Stop when stdin is closed.")] = False,
 ) -> None:
@@ -42,7 +40,7 @@ def main(
         knobs = Knobs(rate_limit_per_minute=rate_limit or None)
         deliverer = Deliverer(account, knobs)
         if account.recall("saved_us") is None:
-            seed(account, now=now, chats=chats, messages=messages, days=days, seed=seed_number)
+            seed(account, now=now, chats=chats, messages=messages)
         else:
             advance(account, now)
     except sqlite3.DatabaseError as error:
