@@ -46,7 +46,7 @@ def read_all(client: Client, stream: str = "messages") -> tuple[set[str], int]:
     def fetch(before: str | None) -> Page[Any]:
         return client.list_chats(before=before) if stream == "chats" else client.list_messages(before=before)
 
-    results = list(paginate_interval(fetch, lo_ms=0, before_ms=None, stream=stream))
+    results = list(paginate_interval(fetch, lo_ms=0, before_ms=None))
     return {row.key for result in results for row in result.page.rows}, sum(
         result.overflow is not None for result in results
     )

@@ -39,7 +39,7 @@ sys.stdin.readline()
 budget = RateLimiter(Path(path), int(limit), window_seconds=float(window_seconds))
 with Client(Transport(url, key, budget)) as client:
     pages = lambda before: client.list_messages(limit=2, before=before)
-    for _ in paginate_interval(pages, lo_ms=0, before_ms=None, stream="messages"):
+    for _ in paginate_interval(pages, lo_ms=0, before_ms=None):
         pass
 """
 

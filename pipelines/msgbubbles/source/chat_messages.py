@@ -53,7 +53,7 @@ def read_chat_messages(
     before_ms = None if to_ms is None else to_ms + 1
     # A 404 here does not mark the chat as deleted; `reconcile` asks for the chat itself.
     with failed.attempt("thread", chat_id, from_ms) as attempt, suppress(NotFoundError):
-        for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms, stream="messages"):
+        for result in paginate_interval(fetch, lo_ms=from_ms, before_ms=before_ms):
             progress.note(result)
             context.buffer.add(result.page)
             times = map(to_epoch_ms, result.page.cursor_times)

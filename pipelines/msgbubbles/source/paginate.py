@@ -114,12 +114,11 @@ class Paginator(Generic[R]):
     interval. Raise `lo_ms` meanwhile if another worker reads what is below.
     """
 
-    def __init__(self, *, lo_ms: int, before_ms: int | None, stream: str) -> None:
+    def __init__(self, *, lo_ms: int, before_ms: int | None) -> None:
         self.lo_ms = lo_ms
         self.is_over = False
         self.edge_ms: int | None = None  # the boundary of what was read
         self._before_ms = before_ms
-        self._stream = stream
         self._begins_at_newest = before_ms is None
         self._field = CURSOR
         self._recent: set[str] = set()  # keys of the pages since `edge_ms` last went down
@@ -228,20 +227,20 @@ class Paginator(Generic[R]):
 
     def _decide_untimed(self, facts: _Facts[R], following: _Next) -> None:
         """Decide what follows a page without a usable time."""
-        page, above, stream = facts.page, facts.times.above, self._stream
+        page, above = facts.page, facts.times.above
         is_short = not page.full and self._idle < SHORT_ATTEMPTS
         if above and is_short:
             self._idle += 1
         elif above:
-            raise PermanentError(f"{stream}: {BEFORE_IGNORED}")
+            raise PermanentError(BEFORE_IGNORED)
         elif None not in facts.times.all_ms:
-            raise PermanentError(f"{stream}: no row of a page could be read, so there is no timestamp to continue from")
+            raise PermanentError("no row of a page could be read, so there is no timestamp to continue from")
         elif self._before_ms is None:
             # This API lists rows without a time first; the others follow.
             following.overflow = Overflow(None, None) if page.full else None
             following.before_ms = to_epoch_ms(page.server_at) + DAY_MS
         elif self.edge_ms is None and self._begins_at_newest:
-            raise PermanentError(f"{stream}: a page of rows without a timestamp hides the others")
+            raise PermanentError("a page of rows without a timestamp hides the others")
         elif self.edge_ms is None and is_short:
             self._idle += 1
         elif facts.brings_new and page.may_hide_rows and self._pages_here < MAX_PAGES_AT_ONE_TIMESTAMP:
@@ -268,7 +267,7 @@ class Paginator(Generic[R]):
         before_ms = self._before_ms
         page, times, may_hide_rows = facts.page, facts.times, facts.page.may_hide_rows
         if may_hide_rows and times.above > len(times.timed):
-            raise PermanentError(f"{self._stream}: {BEFORE_IGNORED}")
+            raise PermanentError(BEFORE_IGNORED)
         if lower := [at for at, _ in times.timed if at < edge_ms]:
             # Not in order. If the next older row is older for the API as well, no row at the edge is hidden.
             self._idle = 0
@@ -320,8 +319,7 @@ class Paginator(Generic[R]):
             self._unproven_pages += 1
             if self._unproven_pages > MAX_UNPROVEN_PAGES:
                 raise PermanentError(
-                    f"{self._stream}: page after page, rows are not where their times say: the API pages by a time "
-                    "that it does not show"
+                    "page after page, rows are not where their times say: the API pages by a time that it does not show"
                 )
             self._requested_again = frozenset(row.key for row in previous.page.rows)
             self._expected, self.edge_ms, self._before_ms = None, self._proven_ms, previous.before_ms
@@ -383,10 +381,10 @@ class Paginator(Generic[R]):
 
 
 def paginate_interval(
-    fetch: Callable[[str | None], Page[R]], *, lo_ms: int, before_ms: int | None, stream: str
+    fetch: Callable[[str | None], Page[R]], *, lo_ms: int, before_ms: int | None
 ) -> Iterator[PageResult[R]]:
     """Read an interval and yield the result of each page. `fetch` requests the page before an ISO 8601 timestamp."""
-    paginator: Paginator[R] = Paginator(lo_ms=lo_ms, before_ms=before_ms, stream=stream)
+    paginator: Paginator[R] = Paginator(lo_ms=lo_ms, before_ms=before_ms)
     while not paginator.is_over:
         yield paginator.advance(fetch(paginator.before))
 

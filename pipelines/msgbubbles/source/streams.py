@@ -243,7 +243,7 @@ class StreamReader(Generic[R]):
             # From here on, the lookback counts as unread, so that it remains a gap if this is cut off. But rows that
             # this run has read stay covered: otherwise, more rows than a batch takes would never be finished.
             self.coverage.forget_from(task.lo_ms)
-        paginator = Paginator[R](lo_ms=task.lo_ms, before_ms=task.hi_ms, stream=self.stream)
+        paginator = Paginator[R](lo_ms=task.lo_ms, before_ms=task.hi_ms)
         # In an account that was never read, only the newest page counts as new. The rest is a gap like any other.
         return OpenInterval(task, paginator, before, task.kind == "incremental" and self.reads_ahead and not before)
 
@@ -363,6 +363,8 @@ def read_stream(
         except MsgBubblesError as error:
             if not run.keep_on_error:
                 raise
+            if is_unit_error(error):  # another stream may have been read
+                error.args = (f"{buffer.stream}: {error}",)
             run.error = run.error or error
         _put_coverage(buffer, state, run)
         yield from _notify(buffer.flush(), run)

@@ -414,7 +414,7 @@ def test_list_without_any_answer_fails_the_run(new_world: Callable[..., World], 
         world.sync()
     world.knobs.answer = lambda _method, path, _query: (status, {}, b"{}") if path == "/v1/chats" else None
     run = world.sync(accept_failure=True)
-    assert run.error is not None
+    assert str(run.error).startswith(f"chats: the API answered {status}")
     assert run.streams["messages"].rows, "the other stream is read"
     world.knobs.answer = None
     world.sync()

@@ -18,7 +18,7 @@ from msgbubbles.times import BEGINNING_MS, DAY_MS, format_ms
 
 
 def read(listing: Listing, lo_ms: int = 0, before_ms: int | None = None) -> list[PageResult[Chat]]:
-    return list(paginate_interval(listing.fetch, lo_ms=lo_ms, before_ms=before_ms, stream="chats"))
+    return list(paginate_interval(listing.fetch, lo_ms=lo_ms, before_ms=before_ms))
 
 
 def keys(results: list[PageResult[Chat]]) -> set[str]:
@@ -74,9 +74,7 @@ def test_coverage_never_includes_an_unread_row(listing: Listing, pages: int) -> 
     covered_from_ms = None
     seen: set[str] = set()
     reported: list[Overflow] = []
-    for result, _ in zip(
-        paginate_interval(listing.fetch, lo_ms=0, before_ms=None, stream="chats"), range(pages + 1), strict=False
-    ):
+    for result, _ in zip(paginate_interval(listing.fetch, lo_ms=0, before_ms=None), range(pages + 1), strict=False):
         seen |= keys([result])
         covered_from_ms = result.covered_from_ms
         reported += [result.overflow] if result.overflow else []
@@ -157,18 +155,14 @@ def test_empty_page_with_has_more_is_requested_again() -> None:
         page = listing.fetch(before)
         return replace(page, rows=[], has_more=True, full=False) if calls == 3 else page
 
-    seen = {
-        row.key
-        for result in paginate_interval(fetch, lo_ms=0, before_ms=None, stream="chats")
-        for row in result.page.rows
-    }
+    seen = {row.key for result in paginate_interval(fetch, lo_ms=0, before_ms=None) for row in result.page.rows}
     assert seen == set(listing.rows)
 
 
 def test_api_that_ignores_before_is_refused() -> None:
     listing = Listing({f"{n:03}": 1_000_000 + n * 1000 for n in range(20)})
     with pytest.raises(PermanentError, match="newer than the `before`"):
-        list(paginate_interval(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None, stream="chats"))
+        list(paginate_interval(lambda _before: listing.fetch(None), lo_ms=0, before_ms=None))
 
 
 def test_timestamp_is_formatted_like_the_api_does() -> None:
@@ -242,7 +236,7 @@ def test_outliers_hide_no_row_and_cover_no_interval(data: st.DataObject) -> None
         count, outliers, limit, inclusive=data.draw(st.booleans()), shuffled_pages=data.draw(st.booleans())
     )
     seen: set[str] = set()
-    for result in paginate_interval(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+    for result in paginate_interval(listing.fetch, lo_ms=BEGINNING_MS, before_ms=None):
         seen |= keys([result])
         assert result.overflow is None
         if result.covered_from_ms is not None:
@@ -281,7 +275,7 @@ def test_another_field_is_used_if_created_at_misleads(
 ) -> None:
     sent = [EPOCH + timedelta(milliseconds=BASE_MS - n * MINUTE_MS) for n in range(300)]
     rows = [Message(id=f"{n:03}", sent_at=at, created_at=created(at)) for n, at in enumerate(sent)]
-    results = list(paginate_interval(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None, stream="messages"))
+    results = list(paginate_interval(by_sent_at(rows), lo_ms=BEGINNING_MS, before_ms=None))
     assert {row.key for result in results for row in result.page.rows} == {row.id for row in rows}
     assert not any(result.overflow for result in results)
     assert len(results) <= 7
@@ -298,7 +292,7 @@ def test_times_that_order_no_page_are_refused_after_some_pages() -> None:
         return Page(rows, [], True, True, now, now)
 
     with pytest.raises(PermanentError):
-        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None))
     assert asked < 500
 
 
@@ -312,7 +306,7 @@ def test_ids_that_change_with_each_request_do_not_end_paging() -> None:
             page, rows=[Chat(id=f"{len(results)}-{row.id}", last_message_at=row.cursor_at) for row in page.rows]
         )
 
-    for result in paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"):
+    for result in paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None):
         results.append(result)
         assert len(results) < 40
     assert {key.partition("-")[2] for key in keys(results)} == set(listing.rows)
@@ -344,7 +338,7 @@ def test_endless_new_rows_at_one_timestamp_are_bounded_and_reported() -> None:
         return tied if before is None or before > tied else older if before > older else None
 
     fetch, asked = ever_new(at)
-    results = list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+    results = list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None))
     reported = {result.overflow for result in results if result.overflow}
     assert reported == {Overflow(BASE_MS, BASE_MS), Overflow(BASE_MS - DAY_MS, BASE_MS - DAY_MS)}
     assert len(asked) <= 2 * MAX_PAGES_AT_ONE_TIMESTAMP + 5
@@ -354,7 +348,7 @@ def test_endless_new_rows_at_one_timestamp_are_bounded_and_reported() -> None:
 def test_pages_that_never_go_down_are_refused() -> None:
     fetch, asked = ever_new(lambda number, _before: EPOCH + timedelta(milliseconds=BASE_MS + number * 1000))
     with pytest.raises(PermanentError, match="newer than the `before`"):
-        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None, stream="chats"))
+        list(paginate_interval(fetch, lo_ms=BEGINNING_MS, before_ms=None))
     assert len(asked) < 10
 
 
