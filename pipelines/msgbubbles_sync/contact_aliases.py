@@ -60,6 +60,8 @@ def load_contact_aliases(context: Context) -> None:
 
 def read_aliases(path: Path) -> dict[str, str]:
     """Read the contact of each folded handle. Raises `InputFileError` with file and line, which quotes no handle."""
+    if path.exists() and not path.is_file():  # reading a pipe may never end
+        raise InputFileError(f"{path} is not a file. Name a CSV file in contact_aliases.")
     aliases: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in read_csv(path, COLUMNS, required=COLUMNS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
@@ -42,9 +43,12 @@ def test_unreadable_list_is_refused_without_quoting_a_handle(tmp_path: Path, tex
     assert "555" not in str(refused.value).replace("+14155550100", "")
 
 
-def test_missing_list_is_refused(tmp_path: Path) -> None:
+def test_missing_list_and_pipe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_aliases(tmp_path / "contacts.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UsageError, match="is not a file"):
+        read_aliases(tmp_path / "pipe.csv")
 
 
 def test_handles_are_normalized_as_in_the_marts(tmp_path: Path) -> None:
