@@ -209,7 +209,8 @@ class Workspace:
             folder.mkdir(mode=0o700, exist_ok=True)
         for path in (*self.folder.iterdir(), *self.dbt_folder.iterdir()):
             restore_access(path)
-            if path.parent == self.dbt_folder and path.is_dir() and not os.access(path, USABLE):
+            is_usable = os.access(path, USABLE) if path.is_dir() else path.name not in ("logs", "target")
+            if path.parent == self.dbt_folder and not is_usable:
                 move_damaged(path)
             # A link to a database or to the spool may lead to a disk that is not mounted.
             is_ours = path.name != "webhooks" and path.suffix not in (self.work.suffix, ".sqlite")

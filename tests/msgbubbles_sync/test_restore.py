@@ -105,9 +105,12 @@ def test_damaged_files_of_dlt_are_restored_from_the_destination(loaded: Path, tm
 def test_file_with_the_name_of_a_folder_and_broken_links_are_renamed(workspace: Workspace, name: str) -> None:
     shutil.rmtree(workspace.folder / name)
     (workspace.folder / name).touch()
+    logs = workspace.dbt_folder / "logs"
+    logs.touch()
     for other in ("account.json", "job.lock", "privacy.json", "groups.sqlite"):
         (workspace.folder / other).symlink_to("/nowhere/at/all")
     workspace.make_folders()
+    assert not logs.exists(), "dbt would not start"
     assert [path.name for path in workspace.folder.iterdir() if path.is_symlink() and "damaged" not in path.name] == [
         "groups.sqlite"  # it may be on a disk that is not mounted
     ]
