@@ -66,7 +66,7 @@ def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job
     job = new_job(chats=20, messages=100)
     workspace = workspace_in(job.folder)
     workspace.make_folders()
-    (workspace.folder / "dbt" / "target").touch()  # dbt cannot start
+    job.environment["DBT_LOG_FORMAT"] = "wrong"  # dbt cannot start
     outcome = job.run(transform=True, status=1)
     assert "the marts could not be built" in outcome.errors
     assert outcome.summary["published"]
