@@ -68,7 +68,9 @@ class UnreadableFiles:
 
     @property
     def marts(self) -> list[str]:
-        """The models that these files are, and no other file is."""
+        """The models that are left out: these files are them, and no other file is."""
+        if self.is_needed:  # they are built from the project as it was before
+            return []
         paths = [Path(file.path) for file in self.files if not file.like]
         return sorted({path.stem for path in paths if path.parts[:1] == ("models",) and path.suffix == ".sql"})
 
