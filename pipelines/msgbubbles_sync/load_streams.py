@@ -35,6 +35,7 @@ from .destinations.screen import Screen, is_data_error
 from .errors import list_causes
 from .files import write_privately
 from .report import RunReport
+from .restore import record_dlt_marks
 from .run_log import store_failed_reads
 from .sql import list_tables
 from .tables import FAILED_READS
@@ -184,6 +185,8 @@ class StreamLoader:
                     self._run.refused = self._screen
         if not self._destination.held:
             write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
+        if self._is_direct:  # whatever may end this run, the next one need not start dlt to check the new state
+            record_dlt_marks(self._workspace)
 
     def _load_once(self, *resources: str) -> None:
         names, held = {*OWNERS.values()}, self._destination.held.keys()

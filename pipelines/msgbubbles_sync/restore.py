@@ -73,16 +73,21 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
 
 
 def tidy(workspace: Workspace) -> None:
-    """Remove what dlt keeps of finished loads, and record the marks of the work database and of dlt's files.
+    """Remove what dlt keeps of finished loads, and record the marks of its files and of the work database.
 
     The next run checks for damage what has another mark.
     """
     # A trace quotes errors, and settings such as the id of a bucket's key.
     for path in (*workspace.dlt_folder.glob("*/load/loaded/*"), *workspace.dlt_folder.glob("*/trace.pickle")):
         remove(path)
-    write_privately(_dlt_marks_file(workspace), json.dumps(_read_dlt_marks(workspace)))
+    record_dlt_marks(workspace)
     if workspace.destination == "duckdb":
         write_privately(_mark_file(workspace), json.dumps(read_mark(workspace.work)))
+
+
+def record_dlt_marks(workspace: Workspace) -> None:
+    """Record the marks of dlt's files, which it takes dlt to check."""
+    write_privately(_dlt_marks_file(workspace), json.dumps(_read_dlt_marks(workspace)))
 
 
 def _mark_file(workspace: Workspace) -> Path:

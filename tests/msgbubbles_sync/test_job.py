@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +27,7 @@ from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.runner import BuildResult
-from msgbubbles_sync.destinations import duckdb_load
+from msgbubbles_sync.destinations import duckdb_file, duckdb_load
 from msgbubbles_sync.destinations.duckdb_load import read_state
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import TransformError, UsageError
@@ -471,6 +473,22 @@ def test_load_without_dlt_that_is_cut_off_loses_nothing(
     assert build.called == needs_dlt
     assert json.loads(read_state(workspace))["_state_version"] > version
     assert differences(workspace.database, server.truth()) == {}
+
+
+def test_run_without_dlt_that_fails_after_its_load_leaves_dlt_nothing_to_check(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_in(tmp_path)
+    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    advance(server.account, datetime.now(UTC), minimum=30)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(duckdb_file, "publish", Mock(side_effect=full))
+        assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == EXIT_FAILED
+    check = Mock()
+    monkeypatch.setattr(restore, "_is_damaged_pipeline", check)
+    restore.restore(workspace, build_context(workspace).destination, print)
+    assert not check.called
 
 
 def test_load_that_the_database_refuses_without_dlt_is_done_by_dlt(
