@@ -108,8 +108,8 @@ def test_cycles_never_take_more_than_a_quarter_of_a_core_and_the_credit(cost_sec
 
 def test_expensive_cycle_after_a_rest_does_not_delay_the_next() -> None:
     budget = Budget()
-    assert [budget.charge(Cycle(True, at, cost_seconds=9.0)) - at for at in (0.0, 4.0, 100.0)] == [4.0, 28.0, 4.0]
-    assert budget.charge(Cycle(False, 104.0, cost_seconds=0.5)) == 106.0, "and cheap ones take what time brings"
+    assert [budget.charge(Cycle(True, at, cost_seconds=9.0)) - at for at in (0.0, 3.0, 100.0)] == [3.0, 29.0, 3.0]
+    assert budget.charge(Cycle(False, 103.0, cost_seconds=0.5)) == 105.0, "and cheap ones take what time brings"
 
 
 def test_credit_is_limited_however_long_the_rest() -> None:
