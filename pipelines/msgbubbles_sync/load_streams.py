@@ -144,6 +144,9 @@ class StreamLoader:
                 if rows is not None:
                     with report.timed("commit"), destination.open_writer() as connection:
                         store_load(connection, self._workspace, rows, state)
+                    self._record_load()
+                    # Whatever may end this run, the next one need not start dlt to check the new state.
+                    record_dlt_marks(self._workspace)
         except DLT_IS_NEEDED:
             self._is_direct, run.warehouse = False, None
             self._restore_counts(before)
@@ -179,14 +182,16 @@ class StreamLoader:
 
     def _load(self, *resources: str) -> None:
         with self._report.timed("load"):
-            if not self._load_directly(*resources):
-                self._finish_pending()
-                while not self._is_accepted(lambda: self._load_once(*resources)):
-                    self._run.refused = self._screen
+            if self._load_directly(*resources):
+                return
+            self._finish_pending()
+            while not self._is_accepted(lambda: self._load_once(*resources)):
+                self._run.refused = self._screen
         if not self._destination.held:
-            write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
-        if self._is_direct:  # whatever may end this run, the next one need not start dlt to check the new state
-            record_dlt_marks(self._workspace)
+            self._record_load()
+
+    def _record_load(self) -> None:
+        write_privately(self._workspace.folder / LOADED_WITH, self._compute_key(read_state(self._workspace)))
 
     def _load_once(self, *resources: str) -> None:
         names, held = {*OWNERS.values()}, self._destination.held.keys()
