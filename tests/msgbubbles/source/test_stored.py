@@ -56,6 +56,17 @@ def test_chat_without_a_time_may_have_messages_at_any_time(warehouse: Warehouse)
     assert warehouse.chats_alive_at(FROM_MS, TO_MS, "ends at its begin", 1) == ["no latest message"]
 
 
+def test_rows_are_found_by_keys_of_any_characters() -> None:
+    odd = ['"', "'", "\\", ",", "[", "\0", "\x1f", "\n", "%s", "{keys}", "ü😀", ""]
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE chats AS SELECT unnest(?) AS id, NULL::TIMESTAMPTZ AS from_event_at", [odd])
+        warehouse = Warehouse(lambda: nullcontext(Client(connection)))
+        found = warehouse.rows_with("chats", "id", [*odd, "another"])
+        assert found is not None
+        assert sorted(found.column("id").to_pylist()) == sorted(odd)
+        assert sorted(warehouse.read_chats(["another", *odd])) == sorted(odd)
+
+
 def test_chats_that_paging_does_not_find_are_those_without_a_time(warehouse: Warehouse) -> None:
     assert set(warehouse.chats_without_time(10)) == {
         "no times",
