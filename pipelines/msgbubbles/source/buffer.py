@@ -311,28 +311,30 @@ class RowBuffer:
             return
         yield from self._build_items(table, filter_rows(incoming, differs))
         if table == "chats":
-            was_deleted = comparison.stored("deleted_at").is_valid().to_pylist()
-            chats = zip(
-                comparison.keys,
-                was_deleted,
-                comparison.is_stored,
-                incoming.column("created_at").to_pylist(),
-                incoming.column("deleted_at").to_pylist(),
-                strict=True,
-            )
-            self.on_chats(
-                [
-                    NewChat(key, is_back, created_at)
-                    for key, is_back, is_stored, created_at, deleted_at in chats
-                    if deleted_at is None and (is_back or not is_stored)
-                ]
-            )
-            differing = comparison.differing(["title"])["title"]
-            retitled = filter_rows(incoming, [now or before for now, before in zip(differing, again, strict=True)])
-            if retitled.num_rows:
-                names = ["id" if name == "chat_id" else name for name in CHAT_TITLES.column_names]
-                titles = retitled.select(names).rename_columns(CHAT_TITLES.column_names)
-                yield from self._build_items(TITLES, titles)
+            self._report_new_chats(incoming, comparison)
+            yield from self._build_changed_titles(incoming, comparison, again)
+
+    def _report_new_chats(self, incoming: pa.Table, comparison: Comparison) -> None:
+        """Report the chats that are not stored, or are stored as deleted."""
+        was_deleted = comparison.stored("deleted_at").is_valid().to_pylist()
+        columns = (incoming.column(name).to_pylist() for name in ("created_at", "deleted_at"))
+        chats = zip(comparison.keys, was_deleted, comparison.is_stored, *columns, strict=True)
+        self.on_chats(
+            [
+                NewChat(key, is_back, created_at)
+                for key, is_back, is_stored, created_at, deleted_at in chats
+                if deleted_at is None and (is_back or not is_stored)
+            ]
+        )
+
+    def _build_changed_titles(self, incoming: pa.Table, comparison: Comparison, again: list[bool]) -> Iterator[Any]:
+        """Build items from the titles that are new, differ from the stored ones, or are read `again` in this run."""
+        differing = comparison.differing(["title"])["title"]
+        retitled = filter_rows(incoming, [now or before for now, before in zip(differing, again, strict=True)])
+        if retitled.num_rows:
+            names = ["id" if name == "chat_id" else name for name in CHAT_TITLES.column_names]
+            titles = retitled.select(names).rename_columns(CHAT_TITLES.column_names)
+            yield from self._build_items(TITLES, titles)
 
     def _build_items(self, table: str, rows: pa.Table) -> Iterator[Any]:
         """Build items from the rows that the destination accepts; the others become rejected rows."""
