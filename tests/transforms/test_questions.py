@@ -327,7 +327,7 @@ POSTGRES_TYPES = {"DOUBLE": "double precision", "VARCHAR": "text", "JSON": "text
 
 
 @pytest.fixture(scope="module")
-def conversations(new_warehouse: Callable[[], Any]) -> Any:
+def conversations(new_warehouse: Callable[[], Any]) -> Iterator[Any]:
     warehouse = new_warehouse()
     newest = {row["conversation_id"]: row["cursor_at"] for row in MESSAGES if row["cursor_at"]}
     warehouse.load(
@@ -385,7 +385,8 @@ def conversations(new_warehouse: Callable[[], Any]) -> Any:
     )
     warehouse.transform("--vars", dbt_variables(transforms, ZoneInfo("UTC")))
     warehouse.path = warehouse.path.rename(warehouse.path.with_name("conversations.duckdb"))
-    return warehouse
+    with warehouse.kept_open():
+        yield warehouse
 
 
 @pytest.fixture

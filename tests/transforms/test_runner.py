@@ -150,7 +150,7 @@ def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path.unlink()
     shutil.rmtree(copy / "tests")
     for path in copy.glob("models/**/*.sql"):
-        if path.stem not in find_models(copy, "thread_activity", "calendar"):
+        if path.stem not in find_models(copy, "calendar", "stg_stream_coverage", "stg_failed_reads"):
             path.unlink()
     for module in (process, project, runner, unreadable, last_project):
         monkeypatch.setattr(module, "PROJECT", copy)
@@ -198,8 +198,8 @@ def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     own = own_project / "models" / "marts" / "own.sql"
-    own.write_text("select count(*) as number from range(1000000000000) where range % 7 = 8")
-    view = "{{ config(materialized='view') }}\nselect range as number from range(1000000000000)"
+    own.write_text("select sleep_ms(60000) as number")
+    view = "{{ config(materialized='view') }}\nselect sleep_ms(60000) as number"
     own.with_name("own_view.sql").write_text(view)
     test = "{accepted_values: {arguments: {values: [1]}}}"
     own.with_suffix(".yml").write_text(
@@ -212,7 +212,9 @@ def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path:
     assert (result.failed_models, result.unbuilt_marts, result.marts) == (["own"], ["own"], ["own_view"])
     assert TIMED_OUT in runner.get_details_path(workspace).read_text()
     with duckdb.connect(str(workspace.work)) as connection:
-        assert connection.execute("select count(*) from marts.thread_activity").fetchall() == [(1,)]
+        assert connection.execute(
+            "select count(*) from staging.stg_chats, (select count(*) from marts.calendar)"
+        ).fetchall() == [(1,)]
 
 
 def test_marts_are_built_without_files_that_dbt_cannot_read(
@@ -236,7 +238,7 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
         shutil.copy(warehouse.path, workspace.work)
         transform(workspace, build_destination(workspace), settings)
         with duckdb.connect(str(workspace.work)) as connection:
-            (rows,) = connection.execute("select messages_total from marts.thread_activity").fetchall()
+            (rows,) = connection.execute("select sum(messages_total) from marts.thread_activity_daily").fetchall()
             shutil.copy(workspace.work, warehouse.path)
         return int(rows[0])
 

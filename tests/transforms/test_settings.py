@@ -58,8 +58,6 @@ def test_increments_after_a_change_equal_a_full_build(change: str, recorded: Pat
             built.warehouse.load(f"1{number}", chats=[chat], messages=[message])
         changed.build(data_tests="off", **values)
     whole.build(data_tests="off", **BEFORE | settings)
-    assert {name: changed.warehouse.mart(name) for name in MARTS} == {
-        name: whole.warehouse.mart(name) for name in MARTS
-    }
+    assert changed.warehouse.marts(MARTS) == whole.warehouse.marts(MARTS)
     [event] = changed.warehouse.mart("sla_events")
     assert (event["elapsed_seconds"], event["state"], event["day"]) == expected
