@@ -21,8 +21,9 @@ from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_
 from .context import Context
 from .destinations import Destination
 from .destinations.load import build_pipeline
+from .destinations.loaded_tables import READ_AT
 from .destinations.parquet_files import ParquetFiles
-from .destinations.version import READ_AT, published_version, refuse_newer, store_version, stored_version
+from .destinations.version import published_version, refuse_newer, store_version, stored_version
 from .files import remove, sync_to_disk, write_privately
 from .run_log import FILE as RUN_LOG
 from .tables import VERSION_TABLE

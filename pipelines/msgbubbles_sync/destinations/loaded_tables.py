@@ -35,6 +35,8 @@ OWN_ROWS = (
     (CLAIM_TABLE.name, "claim", "{"),
 )
 LOAD_ID = "_dlt_load_id"
+# A column of tables without a version.
+READ_AT = "_read_at"
 # The names of types in DuckDB and in PostgreSQL. A column of text serves for JSON in DuckDB.
 KINDS: dict[ColumnType, set[str]] = {
     "text": {"VARCHAR", "character varying", "text"},
@@ -64,15 +66,15 @@ def find_repairs(
 ) -> list[Repair]:
     """Find what somebody has changed in the loaded tables of a schema.
 
-    That is a column of another type, a column that must not be null, and a view in the place of a table. `types` are
-    the names of types in the statements.
+    That is a column of another type, a column that must not be null, and a view, or a table without columns that rows
+    need, in the place of a table. `types` are the names of types in the statements.
     """
     expected = {(table.name, column.name): column for table in TABLES.values() for column in table.columns}
     repairs: list[Repair] = []
     views: dict[str, list[str]] = {}
+    tables: dict[str, list[str]] = {}
     for table, name, kind, may_be_null, is_view in stored:
-        if is_view and table in TABLES:
-            views.setdefault(table, []).append(name)
+        (views if is_view and table in TABLES else tables).setdefault(table, []).append(name)
         if is_view or (table, name) not in expected:
             continue
         wanted = expected[table, name]
@@ -89,18 +91,38 @@ def find_repairs(
             # All rows are read again, except those that the API no longer has, so their values are cast if possible.
             others = ((drop,) if wanted.nullable else ()) + ((rename,) if table in JOB_TABLES else ())
             repairs.append(Repair(table, f"{table}.{name} ({kind})", (cast, *others)))
+    is_old = any(READ_AT in columns for columns in tables.values())  # the upgrade gives them these columns
+    for table in () if is_old else sorted(TABLES.keys() & tables.keys() - JOB_TABLES.keys()):
+        missing = _list_needed(table) - {*tables[table]}
+        if missing == {LOAD_ID}:
+            add = f"ALTER TABLE {schema}.{quote_name(table)} ADD COLUMN {LOAD_ID} {types['text']} DEFAULT '0'"
+            repairs.append(Repair(table, f"{table}.{LOAD_ID} (missing)", (add,)))
+        elif missing:  # dlt cannot add these columns to a table with rows
+            new = _choose_name(table, {*tables, *views})
+            rename = f"ALTER TABLE {schema}.{quote_name(table)} RENAME TO {quote_name(new)}"
+            repairs.append(Repair(table, f"{table} (without {', '.join(sorted(missing))}, now {new})", (rename,)))
     for table, shown in views.items():
-        renamed = quote_name(f"{table}_replaced")
-        path = f"{schema}.{quote_name(table)}"
+        new = _choose_name(table, {*tables, *views})
+        renamed, path = quote_name(new), f"{schema}.{quote_name(table)}"
         rename = f"ALTER VIEW {path} RENAME TO {renamed}"
         columns = {column.name: types[column.type] for column in TABLES[table].columns} | {LOAD_ID: types["text"]}
         casts = ", ".join(f"CAST({name} AS {kind}) AS {name}" for name, kind in columns.items() if name in shown)
         # The API may no longer have some of its rows. dlt cannot add these columns to a table with rows.
         copy = f"{rename}; CREATE TABLE {path} AS SELECT {casts} FROM {schema}.{renamed}"  # noqa: S608
-        needed = {column.name for column in TABLES[table].columns if not column.nullable} | {LOAD_ID}
-        statements = (copy, rename) if needed <= {*shown} else (rename,)
-        repairs.append(Repair(table, f"{table} (a view, now {table}_replaced)", statements))
+        statements = (copy, rename) if _list_needed(table) <= {*shown} else (rename,)
+        repairs.append(Repair(table, f"{table} (a view, now {new})", statements))
     return repairs
+
+
+def _list_needed(table: str) -> set[str]:
+    """Return the columns of a loaded table that are null in no row."""
+    return {column.name for column in TABLES[table].columns if not column.nullable} | {LOAD_ID}
+
+
+def _choose_name(table: str, taken: Collection[str]) -> str:
+    """Return a new name for what somebody has put in the place of a table."""
+    names = [f"{table}_replaced", *(f"{table}_replaced_{number}" for number in range(2, len(taken) + 3))]
+    return next(name for name in names if name not in taken)
 
 
 def repair(repairs: Sequence[Repair], execute: Callable[[str], object], title: str) -> tuple[list[str], dict[str, str]]:

@@ -15,14 +15,13 @@ from msgbubbles_sync.tables import VERSION_TABLE
 from msgbubbles_sync.workspace import DATASET, VERSION, Workspace
 
 from .base import Destination
+from .loaded_tables import READ_AT
 
 NEWER = """{what} was written by a newer release (it has version {found}, this release reads up to {version}). Upgrade,
 or choose another --database. Nothing was changed"""
 OLDER = (
     "{what} was written by an older release. Run chats.py once: it upgrades the files and tables, and keeps all rows"
 )
-# A column of tables without a version.
-READ_AT = "_read_at"
 
 
 def check_version(workspace: Workspace, destination: Destination) -> None:

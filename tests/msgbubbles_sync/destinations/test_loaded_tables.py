@@ -49,12 +49,16 @@ CHANGES = [
         "ALTER TABLE stream_coverage ALTER COLUMN complete_to TYPE DATE": "stream_coverage.complete_to (DATE)",
         "UPDATE numbers SET label = ''; ALTER TABLE numbers ALTER label SET NOT NULL": "numbers.label",
         "ALTER TABLE chats RENAME TO chats_before; CREATE VIEW chats AS FROM chats_before": "chats (a view",
+        "ALTER TABLE attachments DROP COLUMN id": "attachments (without id, now attachments_replaced)",
+        "ALTER TABLE webhook_events DROP COLUMN _dlt_load_id": "webhook_events._dlt_load_id (missing)",
         "DROP TABLE sync_runs; CREATE TABLE sync_runs AS SELECT 1 AS run_id": "sync_runs.run_id (INTEGER)",
         "DROP TABLE failed_reads; CREATE TABLE failed_reads AS SELECT 'x' AS tries": "failed_reads.tries (VARCHAR)",
     },
     {
         "DROP TABLE messages; CREATE VIEW messages AS SELECT 1 AS id": "messages (a view, now messages_replaced)",
         "DROP TABLE attachments; ALTER TABLE chats DROP COLUMN title": "changed or removed a table",
+        "CREATE TABLE numbers_replaced AS FROM numbers": "numbers (without",
+        "DROP TABLE numbers; CREATE TABLE numbers AS SELECT 1 AS x": "now numbers_replaced_2)",
         "DROP TABLE sync_runs; CREATE VIEW sync_runs AS SELECT 1 AS x": "sync_runs (a view, now sync_runs_replaced)",
         "DROP TABLE _dlt_version; DROP TABLE _dlt_loads": "changed or removed a table",
     },
@@ -196,7 +200,8 @@ def test_tables_that_the_role_may_not_write_are_held_back(
     with closing(psycopg2.connect(postgres_address)) as admin, admin, admin.cursor() as cursor:
         cursor.execute(f"""CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles._account AS SELECT '{{}}'::text AS claim;
             CREATE TABLE msgbubbles.numbers (handle TEXT); CREATE TABLE msgbubbles.sync_runs (run_id TEXT);
-            CREATE TABLE msgbubbles.chats (id TEXT); CREATE TABLE msgbubbles.mine (id TEXT);
+            CREATE TABLE msgbubbles.chats (id TEXT, _fetched_at TEXT, _dlt_load_id TEXT);
+            CREATE TABLE msgbubbles.mine (id TEXT);
             ALTER SCHEMA msgbubbles OWNER TO {role}; GRANT SELECT ON msgbubbles._account TO {role};
             GRANT ALL ON msgbubbles.chats TO {role}; GRANT CREATE ON DATABASE {admin.info.dbname} TO {role}""")
     workspace = Workspace.from_path(tmp_path / "company.duckdb", "postgres")
