@@ -200,7 +200,7 @@ def test_tables_that_the_role_may_not_write_are_held_back(
     with closing(psycopg2.connect(postgres_address)) as admin, admin, admin.cursor() as cursor:
         cursor.execute(f"""CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles._account AS SELECT '{{}}'::text AS claim;
             CREATE TABLE msgbubbles.numbers (handle TEXT); CREATE TABLE msgbubbles.sync_runs (run_id TEXT);
-            CREATE TABLE msgbubbles.chats (id TEXT, _fetched_at TEXT, _dlt_load_id TEXT);
+            CREATE TABLE msgbubbles.chats (id TEXT, _fetched_at TIMESTAMPTZ, _dlt_load_id TEXT);
             CREATE TABLE msgbubbles.mine (id TEXT);
             ALTER SCHEMA msgbubbles OWNER TO {role}; GRANT SELECT ON msgbubbles._account TO {role};
             GRANT ALL ON msgbubbles.chats TO {role}; GRANT CREATE ON DATABASE {admin.info.dbname} TO {role}""")
