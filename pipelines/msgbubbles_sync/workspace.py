@@ -31,6 +31,8 @@ CLAIM_FILE = "account.json"
 VERSION, VERSION_FILE = 2, "version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
+# DuckDB reads a column from a folder `name=value`, and dlt loads files of its folder.
+UNUSABLE_IN_DUCKDB = re.compile(f"{UNUSABLE.pattern}|=")
 # Names may have 255 bytes, and paths 4,096, with what is appended for logs, copies, and the files of dlt and dbt.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 215, 3600
 # The permissions that the job needs for its folders.
@@ -93,7 +95,7 @@ class Workspace:
                 f"--database: the file may not be called {database.name}, because the database has a schema "
                 f"{database.stem}, and queries would be ambiguous; choose another name"
             )
-        refused = UNUSABLE.search(str(database))
+        refused = (UNUSABLE_IN_DUCKDB if destination == "duckdb" else UNUSABLE).search(str(database))
         if refused:
             raise UsageError(
                 f"--database: the path {str(database)!r} contains {refused[0]!r}, which DuckDB and dlt cannot handle; "

@@ -246,14 +246,18 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
     own.write_text("select * from {{ ref('missing') }}")
     own.with_suffix(".yml").write_text("models: {")
     (own_project / "macros" / "own.sql").write_text("{% macro own( %}")
+    link, cycle = own.with_name("link.sql"), own.with_name("cycle.sql")
+    link.symlink_to("nowhere.sql")
+    cycle.write_text("select * from {{ ref('cycle') }}")
     assert build(1) == 1
     result = load_build_result(workspace)
-    assert (result.failed_models, result.unbuilt_marts) == ([], ["own"])
-    files = ("macros/own.sql, line 1", "models/marts/own.yml, line 2", "models/marts/own.sql")
+    assert (result.failed_models, result.unbuilt_marts) == ([], ["cycle", "link", "own"])
+    marts = (f"models/marts/{name}" for name in ("own.yml, line 2", "own.sql", "link.sql", "cycle.sql"))
+    files = ("macros/own.sql, line 1", *marts)
     assert [file for file in files if str(own_project / file) not in result.unreadable_files] == []
-    assert len(starts) == 4
+    assert len(starts) == 6
     assert build(2) == 2
-    assert len(starts) == 5, "the second build begins without these files"
+    assert len(starts) == 7, "the second build begins without these files"
     assert load_build_result(workspace) == result
 
     (own_project / "macros" / "views.sql").write_text("{% macro own( %}")
@@ -263,7 +267,7 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
         starts.clear()
     assert not starts, "a project that needs what cannot be read is read again once it has changed"
 
-    for path in (own, own.with_suffix(".yml"), own_project / "macros" / "own.sql"):
+    for path in (own, own.with_suffix(".yml"), link, cycle, own_project / "macros" / "own.sql"):
         path.unlink()
     (own_project / "macros" / "views.sql").write_text(
         (Path(__file__).parents[2] / "transforms/macros/views.sql").read_text()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +32,12 @@ class Names(NamedTuple):
 
 
 def compute_digest(paths: Iterable[Path], folder: Path, *settings: str) -> hashlib._Hash:
-    """Compute a digest of files of the project in a folder, and of settings."""
+    """Compute a digest of files of the project in a folder, and of settings. Unreadable files count as empty."""
     digest = hashlib.sha256("\0".join(settings).encode())
     for path in sorted(paths):
-        content = path.read_bytes()
+        content = b""
+        with suppress(OSError):
+            content = path.read_bytes()
         digest.update(f"\0{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return digest
 

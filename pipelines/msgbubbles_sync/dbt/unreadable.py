@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -21,6 +22,8 @@ NAMED_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error 
 NAMED_LINE = re.compile(r"\bline (\d+)")
 # dbt names no file for an error of syntax in `dbt_project.yml`.
 PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml|Runtime Error\s+Syntax error near line")
+# The models that need each other. The one that was changed last is left out.
+IN_CYCLE = re.compile(r"(?:Found a cycle:|-->) model\.\w+\.(\w+)")
 SAME_NAME = re.compile(r"found two \w+ with the name")
 # dbt names one file at a time, and takes a second for each.
 MAX_FILES = 10
@@ -119,10 +122,17 @@ class UnreadableFiles:
         if mark.is_file() and mark.read_text(errors="replace") == content:
             return copy
         remove(copy)
-        shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(*MADE_BY_DBT))
+        left_out = {str(PROJECT / file.path) for file in self.files}
+
+        def ignore(folder: str, names: list[str]) -> list[str]:
+            paths = ((name, f"{folder}/{name}") for name in names)
+            return [
+                name for name, path in paths
+                if name in MADE_BY_DBT or path in left_out or not os.access(path, os.R_OK)
+            ]  # fmt: skip
+
+        shutil.copytree(PROJECT, copy, ignore=ignore)
         mark.parent.mkdir()
-        for file in self.files:
-            (copy / file.path).unlink()
         write_privately(mark, content)
         return copy
 
@@ -140,6 +150,9 @@ def load_unreadable_files(workspace: Workspace, key: str) -> UnreadableFiles:
 
 def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFile | None:
     """Find the file of the project that dbt cannot read, as its message says; null for other errors."""
+    if in_cycle := IN_CYCLE.findall(message):
+        models = [path for name in in_cycle for path in project.glob(f"models/**/{name}.sql")]
+        return UnreadableFile(max(models, key=read_modified_at_ns).relative_to(project).as_posix()) if models else None
     file = NAMED_FILE.search(message)
     if file is None and (named := PROJECT_FILE.search(message)):
         name = named[0] if named[0].endswith(".yml") else "dbt_project.yml"
@@ -156,17 +169,19 @@ def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFil
 
 
 def _search_files(project: Path) -> UnreadableFile | None:
-    """Find a file that is not UTF-8, or a macro with an error of syntax, in which case dbt names no file."""
+    """Find a file that cannot be read, or a macro with an error of syntax, in which case dbt names no file."""
     from dbt_common.clients import jinja  # dbt takes seconds to import
 
-    for folder in ("macros", "models", "tests"):
+    for folder in ("macros", "models", "tests", "seeds", "snapshots"):
         for path in sorted((project / folder).rglob("*.*")):
+            if path.is_dir():
+                continue
             name = path.relative_to(project).as_posix()
             try:
                 text = path.read_text(encoding="utf-8")
                 if path.suffix == ".sql" and folder == "macros":
                     jinja.get_environment(None).parse(text)
-            except UnicodeDecodeError:
+            except (UnicodeDecodeError, OSError):
                 return UnreadableFile(name, is_optional=name not in MACROS)
             except jinja.jinja2.TemplateSyntaxError as error:
                 return UnreadableFile(name, str(error.lineno), name not in MACROS)

@@ -303,7 +303,15 @@ def test_unusable_published_path_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "back.duckdb").symlink_to("circle.duckdb")
     (tmp_path / "lost.duckdb").symlink_to("nowhere/file.duckdb")
     os.mkfifo(tmp_path / "pipe.duckdb")
-    for name in ("circle.duckdb", "lost.duckdb", "pipe.duckdb", "it's.duckdb", "100%.duckdb", "a[1].duckdb"):
+    for name in (
+        "circle.duckdb",
+        "lost.duckdb",
+        "pipe.duckdb",
+        "it's.duckdb",
+        "100%.duckdb",
+        "a[1].duckdb",
+        "x=1.duckdb",
+    ):
         with pytest.raises(UsageError, match="--database"):
             Workspace.from_path(tmp_path / name)
 
