@@ -21,6 +21,7 @@ from msgspec import structs
 
 from helpers.context import LoggingConsole, RecordingConsole, build_context, serve_to_this_process
 from helpers.hooks import spool, typing, workspace_in
+from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences
 from msgbubbles.source import chats, direct
 from msgbubbles.tables import TABLES as SOURCE_TABLES
@@ -49,14 +50,14 @@ pytestmark = [
 ]
 
 # More than a batch.
-MESSAGES = 6_000
+MESSAGES = 4_200
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Serve an account, by default a small one. A run may publish after each batch, of which the first has 25 pages."""
+    """Serve an account, by default a small one. A run may publish after each batch, of which the first has 20 pages."""
     monkeypatch.setattr(job, "EARLY_SECONDS", 0.0)
-    monkeypatch.setattr(load_streams, "FIRST_BATCH_MINUTES", 25 / 3000)
+    monkeypatch.setattr(load_streams, "FIRST_BATCH_MINUTES", 20 / 3000)
     messages = getattr(request, "param", 300)
     with serve_to_this_process(chats=60, messages=messages, requests_per_minute=3000) as server:
         yield server
@@ -424,7 +425,7 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path:
             }
 
     run_each()
-    for step in range(4):
+    for step in range(pick_size(2, nightly=4)):
         chats_before = server.truth().chats
         advance(account, datetime.now(UTC), minimum=30)
         chat = random.choice(chats_before)["id"]

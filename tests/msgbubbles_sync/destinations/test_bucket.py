@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def test_next_load_completes_after_each_fault(
     monkeypatch.setenv("LOAD__RAISE_ON_MAX_RETRIES", "2")
     s3.create_bucket(endpoint, "faults")
     load(open_lake("faults", proxy.port), 0)
-    reasons: dict[Fault, str] = dict.fromkeys(("slow down", "cut", "die"), "it does not answer")
+    reasons: dict[Fault, str] = dict.fromkeys(("cut", "die"), "it does not answer")
     reasons["expire"] = "the key has expired; configure a new one"
     for number, (fault, reason) in enumerate(reasons.items(), 1):
         rows = number * ROWS
@@ -115,7 +114,7 @@ def test_two_writers_lose_nothing(open_lake: NewLake, endpoint: int) -> None:
             connection.execute(f"CREATE TABLE msgbubbles.{table} (id BIGINT)")
 
     folder = lake._workspace.database.parent
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with ThreadPoolExecutor(2) as pool:  # each with a DuckDB of its own, which meets the other only in the catalog
         for done in [pool.submit(write_rows, folder, number * 4 * ROWS, ROWS) for number in range(2)]:
             done.result(timeout=120)
     assert count_rows(lake) == [(8 * ROWS, 8 * ROWS)] * 2

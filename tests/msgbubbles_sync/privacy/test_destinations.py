@@ -22,7 +22,7 @@ from helpers import postgres, s3
 from helpers.canary import find_words
 from helpers.context import RecordingConsole, build_context, build_destination
 from helpers.lake import lake_at, lake_in_bucket
-from helpers.sizes import nightly
+from helpers.sizes import IS_NIGHTLY, nightly
 from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema, build_item
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
@@ -46,6 +46,9 @@ from msgbubbles_sync.tables import CONTACT_ALIASES
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
+# What finds old versions and files in a lake is seen by the first two of its tests below, and what is done for any
+# server by those of PostgreSQL.
+of_a_lake = pytest.param("ducklake", marks=nightly)
 
 ANN, BEN, OURS = "+14155558111", "+14155558222", "+14155550100"
 KEY = "of a test, and long enough to be a key"
@@ -215,11 +218,13 @@ def test_erased_person_is_in_no_version_of_a_row(workspace: Workspace) -> None:
         with destination._attach("READ_ONLY") as connection:
             shown = connection.execute(f"SELECT account, id FROM warehouse.{schema}.messages ORDER BY id").fetchall()
         assert shown == [("north", "m2"), ("north", "m4")]
-    # The same rows are loaded, and merged by key, as before.
-    load(workspace, "now")
-    assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
+    if workspace.destination != "ducklake" or IS_NIGHTLY:  # by day, after the erasure of a restored catalog below
+        # The same rows are loaded, and merged by key, as before.
+        load(workspace, "now")
+        assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     context = build_context(workspace)
 
@@ -300,6 +305,7 @@ def test_stricter_policy_reaches_every_version(workspace: Workspace, monkeypatch
     assert record.policy == PRESETS["minimal"]
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
     def expired(**days: int) -> dict[str, int]:
         settings = replace(load_settings(), policy=Policy(**days))  # type: ignore[arg-type]
@@ -315,7 +321,7 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    "workspace", ["duckdb", "postgres", "ducklake", pytest.param("bucket", marks=nightly), "filesystem"], indirect=True
+    "workspace", ["duckdb", "postgres", of_a_lake, pytest.param("bucket", marks=nightly), "filesystem"], indirect=True
 )
 def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, names = build_destination(workspace), Pseudonymizer(KEY)
