@@ -49,6 +49,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),  # dlt calls it
 ]
 
+CopyFirstRun = Callable[[Path, Server], Workspace]
 # More than a batch.
 MESSAGES = 4_200
 
@@ -198,14 +199,15 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
     assert differences(workspace.database, server.truth()) == {}
 
 
-@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("change", ["policy", "erase"])
 def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Step
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, change: Step
 ) -> None:
-    workspace, query = workspace_in(tmp_path), "SELECT remote_handle FROM msgbubbles.chats WHERE remote_handle ^@ '+'"
+    workspace, query = (
+        copy_first_run(tmp_path, server),
+        "SELECT remote_handle FROM msgbubbles.chats WHERE remote_handle ^@ '+'",
+    )
     context = build_context(workspace)
-    assert job.run(context, Limits(with_transform=False)).outcome.exit_status == 0
     with context.destination.open_writer() as connection:
         handles = [handle for (handle,) in connection.execute(query).fetchall()]
         connection.execute(f"CREATE SCHEMA marts; CREATE TABLE marts.contact AS {query}")
@@ -226,13 +228,11 @@ def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
     assert not workspace.is_pending("privacy_files")
 
 
-@pytest.mark.usefixtures("server")
 def test_files_that_cannot_be_changed_keep_no_stricter_policy_from_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace, vault = workspace_in(tmp_path), tmp_path / "vault.sqlite"
+    workspace, vault = copy_first_run(tmp_path, server), tmp_path / "vault.sqlite"
     ledger, segment = workspace.folder / LEDGER, spool_folder(workspace) / "1.jsonl"
-    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
     for name, value in (("PRESET", "analytics"), ("KEY", "k" * 64), ("VAULT", str(vault))):
         monkeypatch.setenv(f"SOURCES__MSGBUBBLES__PRIVACY__{name}", value)
     for path in (ledger, vault):
@@ -343,9 +343,9 @@ def test_api_that_lists_no_message_of_its_chats_is_reported_until_it_does(tmp_pa
 
 
 def test_dlt_starts_only_if_the_last_load_was_another_one(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace, account, now = workspace_in(tmp_path), server.account, datetime.now(UTC)
+    workspace, account, now = copy_first_run(tmp_path, server), server.account, datetime.now(UTC)
     chat = server.truth().chats[0]["id"]
     build = Mock(side_effect=build_pipeline)
     monkeypatch.setattr(load_streams, "build_pipeline", build)
@@ -357,7 +357,6 @@ def test_dlt_starts_only_if_the_last_load_was_another_one(
         assert (report.record["outcome"], report.record["batches"]) == (outcome, 1)
         return build.call_count - before, report.run.traffic.total
 
-    job.run(build_context(workspace), Limits(with_transform=False))
     assert run() == (0, 3)
     changes: list[Callable[[], object]] = [
         lambda: account.add_message(NewMessage(chat, "inbound", "new", now, "received", id="new")),
@@ -395,12 +394,11 @@ def test_dlt_starts_only_if_the_last_load_was_another_one(
     assert read_state(workspace) == state
 
 
-def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path: Path, server: Server) -> None:
+def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun
+) -> None:
     account, random = server.account, Random(20)
-    folders = [tmp_path / name for name in ("dlt", "direct")]
-    for folder in folders:
-        folder.mkdir()
-    workspaces = [workspace_in(folder) for folder in folders]
+    workspaces = [copy_first_run(tmp_path / name, server) for name in ("dlt", "direct")]
 
     def run_each() -> None:
         for workspace in workspaces:
@@ -424,7 +422,6 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path:
                 for table in SOURCE_TABLES
             }
 
-    run_each()
     for step in range(pick_size(2, nightly=4)):
         chats_before = server.truth().chats
         advance(account, datetime.now(UTC), minimum=30)
@@ -454,14 +451,19 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(tmp_path:
     ],
 )
 def test_load_without_dlt_that_is_cut_off_loses_nothing(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, broken: str, error: Exception, needs_dlt: bool
+    tmp_path: Path,
+    server: Server,
+    copy_first_run: CopyFirstRun,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    error: Exception,
+    needs_dlt: bool,
 ) -> None:
-    workspace = workspace_in(tmp_path)
+    workspace = copy_first_run(tmp_path, server)
 
     def run() -> int:
         return job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status
 
-    assert run() == 0
     build = Mock(side_effect=build_pipeline)
     monkeypatch.setattr(load_streams, "build_pipeline", build)
     advance(server.account, datetime.now(UTC), minimum=30)
@@ -477,10 +479,9 @@ def test_load_without_dlt_that_is_cut_off_loses_nothing(
 
 
 def test_run_without_dlt_that_fails_after_its_load_leaves_dlt_nothing_to_check(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = workspace_in(tmp_path)
-    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    workspace = copy_first_run(tmp_path, server)
     advance(server.account, datetime.now(UTC), minimum=30)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
@@ -493,10 +494,9 @@ def test_run_without_dlt_that_fails_after_its_load_leaves_dlt_nothing_to_check(
 
 
 def test_load_that_the_database_refuses_without_dlt_is_done_by_dlt(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = workspace_in(tmp_path)
-    job.run(build_context(workspace), Limits(with_transform=False))
+    workspace = copy_first_run(tmp_path, server)
     new = advance(server.account, datetime.now(UTC), minimum=30)
     monkeypatch.setattr(duckdb_load, "merge_rows", Mock(side_effect=duckdb.ConstraintException("refused")))
     report = job.run(build_context(workspace), Limits(with_transform=False))

@@ -26,6 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning"),  # dlt calls it
 ]
 
+CopyFirstRun = Callable[[Path, Server], Workspace]
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -67,9 +69,9 @@ CHANGES = [
 
 @pytest.mark.parametrize("changes", CHANGES)
 def test_tables_that_somebody_changed_are_loaded_completely(
-    changes: dict[str, str], tmp_path: Path, server: Server
+    changes: dict[str, str], tmp_path: Path, server: Server, copy_first_run: CopyFirstRun
 ) -> None:
-    workspace = workspace_in(tmp_path)
+    workspace = copy_first_run(tmp_path, server)
     spool(workspace, [typing(1)])
     run_complete(workspace)
     with duckdb.connect(str(workspace.work)) as database:
@@ -129,9 +131,10 @@ HELD = {
 
 # A number is held back as a message is.
 @pytest.mark.parametrize("table", ["messages", "chats", pytest.param("numbers", marks=nightly)])
-def test_table_that_cannot_be_changed_back_is_held_back_alone(table: str, tmp_path: Path, server: Server) -> None:
-    workspace = workspace_in(tmp_path)
-    run_complete(workspace)
+def test_table_that_cannot_be_changed_back_is_held_back_alone(
+    table: str, tmp_path: Path, server: Server, copy_first_run: CopyFirstRun
+) -> None:
+    workspace = copy_first_run(tmp_path, server)
     change, fix, what = HELD[table]
     with duckdb.connect(str(workspace.work)) as database:
         database.execute(f"USE msgbubbles; {change}")
@@ -160,10 +163,10 @@ OWN_COLUMNS = {
 
 
 def test_tables_of_the_job_that_cannot_be_changed_back_stop_no_run_and_no_erasure(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__KEY", "c0ffee" * 11)
-    workspace = workspace_in(tmp_path)
+    workspace = copy_first_run(tmp_path, server)
     run_complete(workspace)
     with duckdb.connect(str(workspace.work)) as database:
         database.execute("USE msgbubbles; CREATE TABLE privacy (record VARCHAR); CREATE TABLE _account (claim VARCHAR)")
