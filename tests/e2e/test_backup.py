@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,10 +32,9 @@ def write_message(job: Job, text: str, at: datetime) -> None:
     )
 
 
-def test_restored_backup_continues_where_it_was(new_job: Callable[..., Job]) -> None:
-    job = new_job()
+def test_restored_backup_continues_where_it_was(loaded_job: Job) -> None:
+    job = loaded_job
     (job.folder / "dlt_config").mkdir()
-    job.run()
     run_block(0, job.folder)
     assert (job.folder / "backup").stat().st_mode & 0o777 == 0o700
     write_message(job, "after the backup", datetime.now(UTC) - timedelta(minutes=1))
@@ -50,9 +48,8 @@ def test_restored_backup_continues_where_it_was(new_job: Callable[..., Job]) -> 
     assert restored.requests <= 6
 
 
-def test_published_file_alone_is_enough_to_continue(new_job: Callable[..., Job]) -> None:
-    job = new_job()
-    job.run()
+def test_published_file_alone_is_enough_to_continue(loaded_job: Job) -> None:
+    job = loaded_job
     shutil.rmtree(job.folder / ".msgbubbles")
     write_message(job, "after the loss", datetime.now(UTC) - timedelta(minutes=1))
     assert job.run().requests <= 6

@@ -138,10 +138,9 @@ class Victim:
         return phase
 
 
-def test_kill_at_the_end_of_normalization_loses_nothing(new_job: NewJob) -> None:
+def test_kill_at_the_end_of_normalization_loses_nothing(loaded_job: Job) -> None:
     """Dlt moves the normalized package to its place, then removes the extracted one: here both exist."""
-    job = new_job()
-    job.run()
+    job = loaded_job
     change(job.server.account, random.Random(7))
     dlt = job.folder / ".msgbubbles" / job.database.stem / "dlt" / "msgbubbles"
     victim = Victim(job, with_dlt=True)

@@ -10,17 +10,12 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pytest
 
-from helpers.context import build_context
 from helpers.hooks import spool, typing, workspace_in
 from helpers.job import Job
 from helpers.marts_reference import MARTS, differences
 from helpers.sizes import IS_NIGHTLY, pick_size
 from helpers.warehouse_rows import expected
-from msgbubbles_sync.context import Limits
-from msgbubbles_sync.dbt import runner
-from msgbubbles_sync.job import run as run_job
 from msgbubbles_sync.sandbox import NewMessage
-from msgbubbles_sync.workspace import RELIED_ON
 
 ZONE = ZoneInfo("Asia/Kolkata")  # its offset from UTC has a half hour
 HOLD = {"TRANSFORMS__DATA_TESTS": "hold"}
@@ -101,36 +96,11 @@ def execute_in_work_database(job: Job, statement: str) -> None:
         connection.execute(statement)
 
 
-@pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs a job in this process and returns its summary.
-
-    By day it runs only the data tests of one mart: all of them take eight seconds.
-    """
-    run_dbt = runner._Dbt.run
-
-    def run_few_tests(dbt: Any, *command: str) -> Any:
-        few = ("--select", "group_membership") if command[0] == "test" and not IS_NIGHTLY else ()
-        return run_dbt(dbt, *command, *few)
-
-    monkeypatch.setattr(runner._Dbt, "run", run_few_tests)
-
-    def run(job: Job, *, transform: bool = False, status: int = 0) -> dict[str, Any]:
-        for name, value in (job.whole_environment() | RELIED_ON).items():
-            monkeypatch.setenv(name, value)
-        report = run_job(build_context(workspace_in(job.folder)), Limits(with_transform=transform))
-        assert report.outcome.exit_status == status, report.outcome
-        return dict(report.record)
-
-    return run
-
-
-@pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")  # dlt calls it
-def test_marts_that_fail_a_data_test_are_held_until_they_pass(
-    new_job: Callable[..., Job], run_here: Callable[..., dict[str, Any]]
-) -> None:
+def test_marts_that_fail_a_data_test_are_held_until_they_pass(new_job: Callable[..., Job]) -> None:
     job, held = new_job(chats=60, messages=300), ["contact", "group_membership"]
-    run_here(job, transform=True)
+    if not IS_NIGHTLY:
+        job.selected = {"test": "group_membership"}
+    job.run(transform=True)
     job.environment = HOLD
     direct = rows(job, "FROM msgbubbles.chats WHERE NOT is_group ORDER BY last_message_at DESC LIMIT 1")[0]["id"]
     before = {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in held}
@@ -139,7 +109,7 @@ def test_marts_that_fail_a_data_test_are_held_until_they_pass(
 
     execute_in_work_database(job, "INSERT INTO marts.group_membership FROM marts.group_membership")
     write(job, direct)
-    summary = run_here(job, transform=True, status=3)
+    summary = job.run(transform=True, status=3).summary
     assert summary["failed_tests"]
     assert summary["held_marts"] == held
     assert {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in held} == before
@@ -154,12 +124,12 @@ def test_marts_that_fail_a_data_test_are_held_until_they_pass(
 
     job.environment = {"TRANSFORMS__DATA_TESTS": "publish"}
     write(job, direct)
-    assert run_here(job, status=3)["held_marts"] == []
+    assert job.run(status=3).summary["held_marts"] == []
     assert len(rows(job, "FROM marts.group_membership")) == 2 * len(before["group_membership"])
 
     job.environment = HOLD
     job.database.unlink()
-    run_here(job, status=3)
+    job.run(status=3)
     shown = {row["table_name"] for row in rows(job, "FROM information_schema.tables WHERE table_schema = 'marts'")}
     assert shown == MARTS.keys() - set(held), "marts that never passed are not published"
 
@@ -167,7 +137,7 @@ def test_marts_that_fail_a_data_test_are_held_until_they_pass(
     execute_in_work_database(job, "DELETE FROM marts.group_membership")
     execute_in_work_database(job, "INSERT INTO marts.group_membership FROM stored")
     write(job, direct)
-    assert run_here(job, transform=True)["failed_tests"] == []
+    assert job.run(transform=True).summary["failed_tests"] == []
     assert rows(job, "FROM marts.group_membership ORDER BY ALL") == before["group_membership"]
 
 

@@ -154,9 +154,8 @@ def test_a_file_that_may_not_grow(new_job: NewJob) -> None:
     completes(job)
 
 
-def test_a_destination_that_is_read_only(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_a_destination_that_is_read_only(loaded_job: Job) -> None:
+    job = loaded_job
     write_something(job)
     with mounted(job.folder, "--bind", str(job.folder)):
         output = refused(job)
@@ -178,9 +177,8 @@ def restored(job: Job, path: Path) -> None:
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_damaged_files_of_the_job_are_restored_by_the_next_run(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_damaged_files_of_the_job_are_restored_by_the_next_run(loaded_job: Job) -> None:
+    job = loaded_job
     folder = job.folder / ".msgbubbles" / "company"
     dlt = folder / "dlt" / "msgbubbles"
     for name, kind in (("state.json", "half"), ("load/.version", "random")):
@@ -195,9 +193,8 @@ def test_damaged_files_of_the_job_are_restored_by_the_next_run(new_job: NewJob) 
     assert list((folder / "dlt").glob("*/load/loaded/*")) == []
 
 
-def test_damaged_package_that_waits_to_be_loaded_is_read_again(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_damaged_package_that_waits_to_be_loaded_is_read_again(loaded_job: Job) -> None:
+    job = loaded_job
     write_something(job, 50)
     job.need_dlt()
     dlt = job.folder / ".msgbubbles" / "company" / "dlt"
@@ -265,10 +262,9 @@ def test_second_signal_ends_at_once_and_loses_nothing(new_job: NewJob) -> None:
     completes(job)
 
 
-def test_a_database_that_is_lost_takes_what_dlt_remembers_of_it_along(new_job: NewJob) -> None:
+def test_a_database_that_is_lost_takes_what_dlt_remembers_of_it_along(loaded_job: Job) -> None:
     """Killed between load and publish, dlt remembers rows that only the job's own database had."""
-    job = new_job()
-    job.run()
+    job = loaded_job
     published = job.database.read_bytes()
     write_something(job, 150)
     job.run()
@@ -277,9 +273,8 @@ def test_a_database_that_is_lost_takes_what_dlt_remembers_of_it_along(new_job: N
     completes(job)
 
 
-def test_a_damaged_journal_costs_its_lines_only(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_a_damaged_journal_costs_its_lines_only(loaded_job: Job) -> None:
+    job = loaded_job
     torn(job.folder / ".msgbubbles" / "company" / "runs.jsonl")
     assert command(job, "status")[0] == 0
     write_something(job)
@@ -342,9 +337,8 @@ def test_configuration_that_is_no_toml_is_named_with_its_line(new_job: NewJob, n
     assert (status, f"{name}:3" in printed, "hush" in printed) == (2, True, False)
 
 
-def test_a_published_file_that_is_no_database(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_a_published_file_that_is_no_database(loaded_job: Job) -> None:
+    job = loaded_job
     torn(job.database)
     for name, options, status in (("status", [], 2), ("verify", ["--full"], 2), ("check", [], 3)):
         found, printed = command(job, name, *options)

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 
 from helpers.job import Job
+from helpers.sizes import nightly
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.lock import STALLED_AFTER
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
@@ -51,7 +52,8 @@ def test_first_run_killed_three_times_is_completed(new_job: NewJob) -> None:
     assert asked <= pages + kills * 2 * batch_pages + batches * 3
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+# By day, another test stops a run with SIGTERM.
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=nightly)])
 def test_signal_stops_after_the_page_in_flight_and_loads_it(new_job: NewJob, stop: signal.Signals) -> None:
     job = new_job(Knobs(latency_seconds=0.05), chats=200, messages=4000)
     process = job.start()
@@ -93,9 +95,8 @@ def test_second_job_is_refused_with_the_id_of_the_first(new_job: NewJob) -> None
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_reader_with_an_open_file_blocks_no_job(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_reader_with_an_open_file_blocks_no_job(loaded_job: Job) -> None:
+    job = loaded_job
     chat_id = job.server.truth().chats[0]["id"]
     count = "SELECT count(*) FROM msgbubbles.messages"
     with duckdb.connect(str(job.database), read_only=True) as reader:
@@ -110,9 +111,8 @@ def test_reader_with_an_open_file_blocks_no_job(new_job: NewJob) -> None:
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_lost_working_files_cost_no_rows_and_few_requests(new_job: NewJob) -> None:
-    job = new_job(chats=200, messages=3000)
-    job.run()
+def test_lost_working_files_cost_no_rows_and_few_requests(loaded_job: Job) -> None:
+    job = loaded_job
     for lost in (".msgbubbles", ".msgbubbles/company/dlt", ".msgbubbles/company/company.duckdb"):
         path = job.folder / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -123,9 +123,8 @@ def test_lost_working_files_cost_no_rows_and_few_requests(new_job: NewJob) -> No
         assert outcome.requests <= 5, lost
 
 
-def test_kill_while_publishing_leaves_the_old_file_intact(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_kill_while_publishing_leaves_the_old_file_intact(loaded_job: Job) -> None:
+    job = loaded_job
     published = job.database.stat()
     leftover = job.folder / ".company.duckdb.99999.publishing"
     leftover.write_bytes(b"half a file")
@@ -220,9 +219,8 @@ def test_database_named_like_a_schema_is_refused(new_job: NewJob, name: str) -> 
     assert "schema" in outcome.errors
 
 
-def test_sandbox_account_is_not_mixed_with_a_real_one(new_job: NewJob) -> None:
-    job = new_job()
-    job.run()
+def test_sandbox_account_is_not_mixed_with_a_real_one(loaded_job: Job) -> None:
+    job = loaded_job
     outcome = job.run("--sandbox", status=2)
     assert "choose another --database" in outcome.errors
     assert differences(job.database, job.server.truth()) == {}

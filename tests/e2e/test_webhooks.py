@@ -92,10 +92,9 @@ def test_every_answered_event_is_loaded_once_despite_kills(new_job: NewJob) -> N
     assert set(event_ids) == sent
 
 
-def test_events_update_messages_and_name_missing_ones(new_job: NewJob) -> None:
-    job = new_job(chats=130, messages=700)
+def test_events_update_messages_and_name_missing_ones(loaded_job: Job) -> None:
+    job = loaded_job
     job.environment = {"WEBHOOKS__REFRESH_MESSAGES": '[{"within_hours": 500, "every_hours": 1000}]'}
-    job.run()
     account, knobs, now = job.server.account, job.server.knobs, datetime.now(UTC)
     older = account.all(
         "SELECT id FROM messages WHERE direction = 'outbound' AND status = 'delivered' ORDER BY created_us LIMIT 20"

@@ -14,13 +14,24 @@ from msgbubbles_sync.load_streams import LOADED_WITH
 from msgbubbles_sync.sandbox import Server
 
 CHATS = Path(__file__).parents[2] / "pipelines" / "chats.py"
+# Runs a script, and has each command of dbt select some of its nodes.
+SELECTING = """
+import json, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[2]))
+from msgbubbles_sync.dbt import runner
+
+selected, run = json.loads(sys.argv[1]), runner._Dbt.run
+select = lambda command: ("--select", selected[command]) if command in selected else ()
+runner._Dbt.run = lambda dbt, *command: run(dbt, *command, *select(command[0]))
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def run_demo(database: Path, *, start_anew: bool = False) -> str:
+def run_demo(database: Path) -> str:
     """Run `make demo`. Returns what it prints."""
     done = run_process(
         [sys.executable, str(CHATS), "--sandbox", "--database", str(database)],
-        start_anew=start_anew,
         cwd=database.parent,
         env=inherited_environment(),
         capture_output=True,
@@ -46,12 +57,14 @@ class Job:
     """Runs `chats.py` on a database in a temporary folder, from another folder than the project's.
 
     `start_anew` runs each command in an interpreter of its own, instead of a fork of one that has imported everything.
+    `selected` has the nodes that a command of dbt selects, by its name: all models or tests take seconds.
     """
 
     folder: Path
     server: Server
     environment: dict[str, str] = field(default_factory=dict)
     start_anew: bool = False
+    selected: dict[str, str] = field(default_factory=dict)
 
     @property
     def database(self) -> Path:
@@ -83,8 +96,9 @@ class Job:
         }
 
     def _start(self, command: tuple[str, ...], *options: str) -> Process:
+        selecting = ["-c", SELECTING, json.dumps(self.selected)] if self.selected else []
         return Process(
-            [sys.executable, str(CHATS), *command, "--database", "company.duckdb", *options],
+            [sys.executable, *selecting, str(CHATS), *command, "--database", "company.duckdb", *options],
             start_anew=self.start_anew,
             cwd=self.folder,
             env=self.whole_environment(),
