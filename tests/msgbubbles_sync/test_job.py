@@ -216,7 +216,7 @@ def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
     if change == "policy":
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
     monkeypatch.setattr(rewrite, "transform", Mock(side_effect=TransformError("dbt did not start")))
-    with pytest.raises(TransformError, match="changed and published, but without the marts: dbt did not start"):
+    with pytest.raises(TransformError, match="changed and published, but the marts are empty: dbt did not start"):
         reapply.apply(build_context(workspace)) if change == "policy" else erase(build_context(workspace), handles)
     with duckdb.connect(str(workspace.database), read_only=True) as database:
         assert database.execute(query).fetchall() == []

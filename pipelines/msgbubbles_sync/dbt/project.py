@@ -54,6 +54,11 @@ def build_variables(settings: Settings) -> dict[str, object]:
     }
 
 
+def list_models() -> list[str]:
+    """Return the names of the project's models, also of those that dbt cannot read."""
+    return sorted({path.stem for path in PROJECT.glob("models/**/*.sql")})
+
+
 def compute_build_digest(settings: Settings) -> str:
     """Return a digest of what decides how the marts are built: the models, and settings."""
     paths = (path for pattern in BUILD_FILES for path in PROJECT.glob(pattern))

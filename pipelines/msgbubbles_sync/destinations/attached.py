@@ -185,6 +185,18 @@ class Attached(Destination):
                     for name in _list_own_tables(connection, staging):
                         self._empty_table(connection, staging, name)
 
+    def empty_marts(self, _marts: Collection[str]) -> None:
+        with self._attach() as connection:
+            for schema in sorted({"staging", "marts", self.marts_schema}):
+                name = self.name_schema(schema)
+                for table in self._list_tables(connection, name):
+                    if schema == "staging" or table in _marts:
+                        self._empty_table(connection, name, table)
+
+    def _list_tables(self, connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
+        """Return the names of the tables in a schema, without views, which DuckDB shows as tables of a server."""
+        return list_tables(connection, f"warehouse.{schema}")
+
     def prepare(self) -> None:
         with self._attach() as connection:
             shown, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)

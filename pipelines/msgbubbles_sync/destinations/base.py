@@ -202,6 +202,13 @@ class Destination(ABC):
         """Drop the marts, where a build does not replace all of them. Returns whether none is left."""
         return False
 
+    def empty_marts(self, _marts: Collection[str]) -> None:
+        """Remove the rows of marts that could not be rebuilt after rows were rewritten, unless `drop_marts` has.
+
+        What these were built from is emptied as well, so the next build has to start from scratch.
+        """
+        return
+
     @abstractmethod
     def remove_old_versions(self) -> None:
         """Remove what may hold values that rows and marts had before they were rewritten, as far as it can be reached.

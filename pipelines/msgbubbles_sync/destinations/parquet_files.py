@@ -291,9 +291,8 @@ class ParquetFiles(Destination):
                 old[name] = time.time()
         except duckdb.Error as error:  # what was written is published without that
             failure = error
-        builds = [path.name for path in self._marts.glob("*")]
-        for name in {f"{self._marts.name}/{build}" for build in builds if build not in marts.values()} - old.keys():
-            old[name] = time.time()
+        hidden = {path.name for path in self._marts.glob("*")} - {*marts.values()}
+        old |= {name: time.time() for build in hidden if (name := f"{self._marts.name}/{build}") not in old}
         for name in [name for name, since in old.items() if since < time.time() - REPLACED_FILES_SECONDS]:
             remove(self._folder / name)
             del old[name]
@@ -313,6 +312,10 @@ class ParquetFiles(Destination):
             return _read_view(self._view_file)
         return ReaderView()
 
+    def empty_marts(self, _marts: Collection[str]) -> None:
+        for path in (build / mart for build in self._marts.glob("*") for mart in _marts):
+            remove(path)
+
     def _find_builds(self, before: Mapping[str, str], held: Sequence[str] = ()) -> dict[str, str]:
         """Return the build of each mart to publish. Held marts stay at their build."""
         try:
@@ -330,9 +333,7 @@ class ParquetFiles(Destination):
         for name in JOB_TABLES:
             if (self.tables_folder / name / f"{name}.parquet").exists():
                 queries[DATASET, name] = select_all(self.tables_folder / name)
-        for mart, build in marts.items():
-            queries["marts", mart] = select_all(self._marts / build / mart)
-        return queries
+        return queries | {("marts", mart): select_all(self._marts / build / mart) for mart, build in marts.items()}
 
     def _compact(self, old: Mapping[str, float]) -> Iterator[str]:
         """Merge the small files of each table that has too many, and yield the replaced ones.
@@ -364,8 +365,8 @@ class ParquetFiles(Destination):
         with FileLock(self._view_file.parent / "lock"):
             accounts = {path.stem: _read_view(path).by_key for path in self._view_file.parent.glob("*.json")}
             if NAMELESS in accounts:
-                only = accounts[NAMELESS].items()
-                views = {key: table.query for key, table in only if not OWN_TABLES.match(key[1])}
+                only = accounts[NAMELESS]
+                views = {key: only[key].query for key in only if not OWN_TABLES.match(key[1])}
             else:
                 columns = {
                     name: {key: table.columns for key, table in tables.items()} for name, tables in accounts.items()

@@ -18,7 +18,7 @@ from .attached import Attached
 from .comments import build_statements, list_descriptions
 from .libpq import build_environment
 from .loaded_tables import COLUMNS, Repair, find_repairs
-from .postgres_marts import copy_marts, find_refused, read_stored_comments
+from .postgres_marts import copy_marts, find_refused, read_relations, read_stored_comments
 from .union_accounts import Key
 
 SET_ADDRESS = """set its address in dlt_config/secrets.toml, [destination.postgres] credentials =
@@ -128,6 +128,9 @@ class Postgres(Attached):
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         # It gives the table new files, so the old rows need no VACUUM FULL.
         server.execute(connection, f"TRUNCATE {schema}.{quote_name(table)}")
+
+    def _list_tables(self, connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
+        return [name for name, relation in read_relations(connection, schema).items() if relation.kind != "v"]
 
     def remove_old_versions(self) -> None:
         with self._attach() as connection:

@@ -73,7 +73,7 @@ def find_refused(
 ) -> list[str]:
     """Return the marts, other than the held ones, that cannot be copied. Raises `duckdb.Error` if one is locked."""
     refused = []
-    names = _read_relations(connection, build).keys() - held_marts
+    names = read_relations(connection, build).keys() - held_marts
     for name in sorted(names):
         try:
             statements = _build_copy(connection, build, readers, {*held_marts, *names} - {name})
@@ -89,7 +89,7 @@ def _build_copy(
     connection: duckdb.DuckDBPyConnection, build: str, readers: str, held_marts: Collection[str]
 ) -> list[str]:
     """Return the statements that copy all marts but the held ones, without the end of their transaction."""
-    built, stored = _read_relations(connection, build), _read_relations(connection, readers)
+    built, stored = read_relations(connection, build), read_relations(connection, readers)
     marts = {name: mart for name, mart in built.items() if name not in held_marts}
     statements = [
         "BEGIN",
@@ -109,7 +109,7 @@ def read_stored_comments(connection: duckdb.DuckDBPyConnection, schema: str) -> 
     return server.query(connection, COMMENTS.format(schema=quote_literal(schema)))
 
 
-def _read_relations(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, Relation]:
+def read_relations(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, Relation]:
     relations: dict[str, Relation] = {}
     for name, kind, column, of_type in server.query(connection, COLUMNS.format(schema=quote_literal(schema))):
         relations.setdefault(name, Relation(kind, {})).columns[column] = of_type

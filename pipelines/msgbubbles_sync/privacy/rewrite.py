@@ -20,6 +20,7 @@ from msgbubbles.source.lazy_dlt import versioned_state
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.dbt.project import list_models
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.destinations.load import build_pipeline
@@ -48,8 +49,8 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     the step `privacy_files` is pending. A process that is killed in between leaves work that can be repeated. The step
     `finishes` is done once the tables are published.
 
-    Raises `UsageError` if marts cannot be rebuilt here, and `TransformError` if that fails. If no old mart is left, the
-    tables are published without marts before: readers would keep rows that should have changed.
+    Raises `UsageError` if marts cannot be rebuilt here, and `TransformError` if that fails. The tables are published
+    before, with marts that cannot be rebuilt empty or missing: readers would keep rows that should have changed.
     """
     workspace, destination, say = context.workspace, context.destination, context.console.say
     destination.prepare()
@@ -67,12 +68,14 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     if has_marts:
         say("building the marts")
         try:
-            transform(workspace, destination, context.settings)
+            unbuilt = transform(workspace, destination, context.settings).unbuilt_marts
             workspace.set_done("transform")
         except (TransformError, OSError, ImportError) as error:  # dbt may not even be there
-            if not has_dropped_all:
-                raise
-            failure = error
+            unbuilt, failure = list_models(), error
+        if unbuilt and not has_dropped_all:
+            workspace.set_pending("transform")
+            forget_build(workspace)
+            destination.empty_marts(unbuilt)
     policy.store_copy(workspace, destination)
     say("rewriting the database")
     destination.publish_rewritten()
@@ -80,7 +83,7 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     if finishes is not None:
         workspace.set_done(finishes)
     if failure is not None:
-        raise TransformError(f"the tables are changed and published, but without the marts: {failure}") from failure
+        raise TransformError(f"the tables are changed and published, but the marts are empty: {failure}") from failure
 
 
 class StoredRows:

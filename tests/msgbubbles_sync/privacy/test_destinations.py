@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dlt
 import duckdb
@@ -27,18 +28,19 @@ from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema, build_item
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
 from msgbubbles_sync import job
+from msgbubbles_sync.dbt.runner import BuildResult
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.postgres import Postgres
-from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.errors import TransformError, UsageError
 from msgbubbles_sync.groups.ledger import Ledger, Observation
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.groups.observed import open_ledger
 from msgbubbles_sync.policy import applied
 from msgbubbles_sync.policy.applied import Record
 from msgbubbles_sync.privacy import erase as erasing
-from msgbubbles_sync.privacy import reapply
+from msgbubbles_sync.privacy import reapply, rewrite
 from msgbubbles_sync.privacy.retention import DONE, expire
 from msgbubbles_sync.restore import restore
 from msgbubbles_sync.settings import load_settings
@@ -246,6 +248,31 @@ def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, mo
     erasing.purge(build_context(workspace))
     assert not workspace.is_pending("erase")
     assert find(workspace, ANN, "canary now m1", "canary before m1") == {}
+
+
+@pytest.mark.parametrize("workspace", ["postgres", "ducklake"], indirect=True)
+@pytest.mark.parametrize("outcome", [BuildResult(unbuilt_marts=["contact"]), TransformError("dbt did not start")])
+def test_marts_that_cannot_be_built_are_emptied(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, outcome: BuildResult | TransformError
+) -> None:
+    destination = build_destination(workspace)
+    marts = {destination.name_schema(destination.marts_schema), destination.name_schema("marts")}
+    tables = [*(f"{schema}.contact" for schema in marts), f"{destination.name_schema('staging')}.int_own"]
+    own = f"{destination.name_schema('marts')}.of_an_analyst"
+    with destination.open_writer() as connection:
+        for table in (*tables, own):
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{table.partition('.')[0]}")
+            connection.execute(f"CREATE TABLE warehouse.{table} AS SELECT '{ANN}' AS handle")
+        connection.execute(f"CREATE VIEW warehouse.{tables[-1]}_view AS SELECT 1 AS number")
+    error = pytest.raises(TransformError, match="the marts are empty: dbt did not start")
+    with monkeypatch.context() as broken, error if isinstance(outcome, TransformError) else nullcontext():
+        broken.setattr(rewrite, "transform", Mock(side_effect=[outcome]))
+        erasing.erase(build_context(workspace), [ANN])
+    with destination.open_writer() as connection:
+        counts = {table: connection.execute(f"FROM warehouse.{table}").fetchall() for table in (*tables, own)}
+    assert counts == {own: [(ANN,)]} | {table: [] for table in tables}
+    assert workspace.is_pending("transform")
+    assert not workspace.is_pending("erase")
 
 
 @pytest.mark.parametrize("workspace", ["postgres"], indirect=True)
