@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 
 from helpers.context import build_destination
 from helpers.job import CHATS
-from helpers.process import inherited_environment
+from helpers.process import inherited_environment, run_process
 from msgbubbles.settings import DEFAULTS, build_source_settings
 from msgbubbles_sync import outcome
 from msgbubbles_sync.service_levels import BusinessHours, ServiceLevels
@@ -256,13 +256,11 @@ def test_the_example_of_a_destination_is_what_a_job_reads(tmp_path: Path, destin
     (tmp_path / "dlt_config").mkdir()
     written = block.replace("# ", "").replace("password@host:", "hidden-word@nowhere.invalid:")
     (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, str(CHATS), "status", "--destination", destination, "--database", "some.duckdb"],
         cwd=tmp_path,
         env={**inherited_environment(), "DLT_PROJECT_DIR": str(tmp_path)},
         capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 2
     assert says in done.stderr

@@ -198,8 +198,8 @@ def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     own = own_project / "models" / "marts" / "own.sql"
-    own.write_text("select sleep_ms(60000) as number")
-    view = "{{ config(materialized='view') }}\nselect sleep_ms(60000) as number"
+    own.write_text("select sleep_ms(20000) as number")
+    view = "{{ config(materialized='view') }}\nselect sleep_ms(20000) as number"
     own.with_name("own_view.sql").write_text(view)
     test = "{accepted_values: {arguments: {values: [1]}}}"
     own.with_suffix(".yml").write_text(
