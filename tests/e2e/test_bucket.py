@@ -18,7 +18,7 @@ from helpers.catalog import check_descriptions
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import change, lake_in_bucket, query
+from helpers.lake import change, lake_in_bucket, query, select
 from helpers.marts_reference import check_marts
 from helpers.sizes import IS_NIGHTLY, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
@@ -78,18 +78,15 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
 
         truth = job.server.truth()
         assert counts == {0}, "no reader has seen a part of the load"
+        check_descriptions(workspace)
         with build_destination(workspace).open_reader() as connection:
             assert differences_of(select_rows(connection), truth) == {}
-        assert query(workspace, "SELECT chat_id FROM msgbubbles.webhook_events") == [{"chat_id": truth.chats[0]["id"]}]
-
-        check_descriptions(workspace)
-        if IS_NIGHTLY:
-            change(job)
-            job.run(*INTO, transform=True)
-            check_marts(partial(query, workspace))
-        else:
-            check_marts(partial(query, workspace), [MART])
-        with build_destination(workspace).open_reader() as connection:
+            found = select(connection, "SELECT chat_id FROM msgbubbles.webhook_events")
+            assert found == [{"chat_id": truth.chats[0]["id"]}]
+            if IS_NIGHTLY:
+                change(job)
+                job.run(*INTO, transform=True)
+            check_marts(partial(select, connection), None if IS_NIGHTLY else [MART])
             marts = connection.execute(f"SELECT count(*), sum(messages_total) FROM marts.{MART}").fetchall()
         assert {check["name"]: check["state"] for check in job.ask("check", *INTO)}["destination"] == "ok"
 

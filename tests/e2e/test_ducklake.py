@@ -17,7 +17,7 @@ from helpers.catalog import check_descriptions, check_first_tables
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
 from helpers.job import Job
-from helpers.lake import COUNT_CONTACT, change, lake_at, list_contacts, query
+from helpers.lake import COUNT_CONTACT, change, lake_at, list_contacts, select
 from helpers.marts_reference import MARTS, check_marts
 from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences_of, select_rows
@@ -103,19 +103,18 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
         done.set()
         reader.join()
     assert reads[0] >= 5 * RUNS
-    assert differences_of(read_rows(workspace), job.server.truth()) == {}
-
-    check_marts(partial(query, workspace))
-    assert query(workspace, COUNT_CONTACT) == [{"n": 1}]
-    gone = query(workspace, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
-    assert gone == [{"chat_id": deleted}]
-    events = query(workspace, "SELECT DISTINCT chat_id FROM msgbubbles.webhook_events")
-    assert events == [{"chat_id": written}]
-    evidence = "SELECT count(*) AS n FROM marts.group_membership WHERE evidence = 'operation'"
-    assert query(workspace, evidence) == [{"n": 5}]
-    assert groups.run("plan", "groups.csv", *INTO)[0] == "No changes: the groups match the table.\n"
     with build_destination(workspace).open_reader() as connection:
+        assert differences_of(select_rows(connection), job.server.truth()) == {}
+        check_marts(partial(select, connection))
+        assert select(connection, COUNT_CONTACT) == [{"n": 1}]
+        gone = select(connection, "SELECT chat_id FROM marts.thread_activity WHERE deleted_at IS NOT NULL")
+        assert gone == [{"chat_id": deleted}]
+        events = select(connection, "SELECT DISTINCT chat_id FROM msgbubbles.webhook_events")
+        assert events == [{"chat_id": written}]
+        evidence = "SELECT count(*) AS n FROM marts.group_membership WHERE evidence = 'operation'"
+        assert select(connection, evidence) == [{"n": 5}]
         comments = read_comments(connection, "warehouse")
+    assert groups.run("plan", "groups.csv", *INTO)[0] == "No changes: the groups match the table.\n"
     marts = {table: columns for (schema, table), columns in comments.items() if schema == "marts"}
     assert set(marts) == set(MARTS)
     assert marts["thread_activity_daily"]["messages_total"].startswith("Number of messages, ")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from helpers.lake import query
+from helpers.context import build_destination
+from helpers.lake import query, select
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import Workspace
 
@@ -23,9 +24,10 @@ def describe(node: Any) -> dict[str, str]:
 
 def check_first_tables(workspace: Workspace) -> None:
     """Check that readers find every table that is documented, even the empty ones."""
-    assert {row["table_name"] for row in query(workspace, TABLES_FOUND)} >= FIRST
-    for table in ("group_operations", "group_member_operations", "group_sightings", "erasures"):
-        assert query(workspace, f"FROM msgbubbles.{table}") == []
+    with build_destination(workspace).open_reader() as connection:
+        assert {row["table_name"] for row in select(connection, TABLES_FOUND)} >= FIRST
+        for table in ("group_operations", "group_member_operations", "group_sightings", "erasures"):
+            assert select(connection, f"FROM msgbubbles.{table}") == []
 
 
 def check_descriptions(workspace: Workspace) -> None:
