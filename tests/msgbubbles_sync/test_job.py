@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -339,6 +339,21 @@ def test_api_that_lists_no_message_of_its_chats_is_reported_until_it_does(tmp_pa
     assert run() == (EXIT_INCOMPLETE, "partial", ["messages"])
     server.knobs.answer = None
     assert run() == (0, "complete", [])
+    assert differences(workspace.database, server.truth()) == {}
+
+
+def test_chat_whose_list_was_empty_once_is_read_by_the_next_run(tmp_path: Path, server: Server) -> None:
+    workspace, oldest = workspace_in(tmp_path), min(server.truth().chats, key=lambda chat: chat["last_message_at"])
+    context = build_context(workspace)
+
+    def answer(_method: str, _path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes] | None:
+        return (204, {}, b"") if query.get("conversation_id") == oldest["id"] else None
+
+    server.knobs.feed, server.knobs.answer = False, answer
+    assert job.run(context, Limits(with_transform=False)).outcome.exit_status == 0
+    assert differences(workspace.database, server.truth()) != {}
+    server.knobs.answer = None
+    assert job.run(context, Limits(with_transform=False)).outcome.exit_status == 0
     assert differences(workspace.database, server.truth()) == {}
 
 

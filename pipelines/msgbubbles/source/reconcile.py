@@ -20,7 +20,7 @@ from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, StreamContext, save_overflows
-from .state import ChatsState, ListState, OverflowProgress, States, is_waiting
+from .state import ChatsState, ListState, OverflowProgress, States, is_paused, is_waiting
 from .stored import Warehouse
 
 # A chat that was missing from this many sweeps is asked for by id.
@@ -60,7 +60,7 @@ def find_missing(warehouse: Warehouse, states: States, settings: SourceSettings)
         final_ms = (covered.newest_ms or 0) - settings.lookback_ms
         behind = warehouse.lagging(settings.start_ms, final_ms, limit)
         lagging = {chat_id: at_ms for chat_id, at_ms in behind.items() if ("thread", chat_id) not in failed}
-    lags = any(chats.lagging.get(chat_id) != at_ms for chat_id, at_ms in lagging.items())
+    lags = any(_is_due(chats, chat_id, at_ms) for chat_id, at_ms in lagging.items())
     overflows = bool(_unread_overflows(messages)) if by_feed and not (orphans or named) else False
     # The messages prove that no chat is missing if every stored chat has some. A chat without messages would be proof
     # that there may be more of them, which nothing names.
@@ -204,25 +204,34 @@ def drop_participants(chat: Chat) -> Chat:
 
 def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamContext) -> Iterator[Any]:
     run, in_vain = context.run, state.lagging_in_vain
-    if in_vain >= LAGGING_IN_VAIN:
+    if run.missing is None:
         return
-    # Chats that still lag after they were read are not read again.
+    # The API may have shown an empty list once, so chats that still lag are read again, with growing pauses.
     state.lagging = {chat_id: at_ms for chat_id, at_ms in state.lagging.items() if lagging.get(chat_id) == at_ms}
+    state.lagging_tries = tries = {chat_id: state.lagging_tries.get(chat_id, (0, 0)) for chat_id in state.lagging}
     for chat_id, at_ms in lagging.items():
-        if state.lagging.get(chat_id) == at_ms:
+        if not _is_due(state, chat_id, at_ms) or in_vain >= LAGGING_IN_VAIN:
             continue
+        tried, _ = tries.get(chat_id, (0, 0))
         before = run.count_loaded("messages")
         messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms)
         yield from context.buffer.flush()
-        state.lagging[chat_id] = at_ms
+        state.lagging[chat_id], tries[chat_id] = at_ms, (tried + 1, state.seen_ms)
         if not messages.is_read:
             continue
         if run.count_loaded("messages") > before:
             run.reconciled["threads"] += 1
             in_vain = 0
-        else:
+        elif not tried:
             in_vain += 1
         state.lagging_in_vain = in_vain
+
+
+def _is_due(state: ChatsState, chat_id: str, at_ms: int) -> bool:
+    """Return whether a chat is read because no message of its `last_message_at` is stored."""
+    return state.lagging.get(chat_id) != at_ms or not is_paused(
+        *state.lagging_tries.get(chat_id, (0, 0)), state.seen_ms
+    )
 
 
 def _read_for_events(state: ChatsState, context: StreamContext) -> Iterator[Any]:

@@ -67,8 +67,13 @@ class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
 
 def is_waiting(entry: FailedRead | RejectedInterval, now_ms: int) -> bool:
     """Return whether a unit is not tried again yet: it is at first, then after twice as long each time, up to a day."""
-    waits = entry.tries - TRIES_WITHOUT_WAIT
-    return waits >= 0 and is_recent(entry.last_tried_ms, now_ms, min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
+    return is_paused(entry.tries, entry.last_tried_ms, now_ms)
+
+
+def is_paused(tries: int, last_tried_ms: int, now_ms: int) -> bool:
+    """Return the same of a unit by its tries."""
+    waits = tries - TRIES_WITHOUT_WAIT
+    return waits >= 0 and is_recent(last_tried_ms, now_ms, min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 
 
 class ResourceState(_State):
@@ -142,6 +147,7 @@ class ChatsState(ListState):
         missed: In how many sweeps a chat was missing, by id.
         threads: Chats whose messages have to be read again.
         lagging: Chats that were read because no message of their `last_message_at` was stored, with that time.
+        lagging_tries: How often each of these was read for that time, and when last.
         lagging_in_vain: How many of those in a row brought nothing.
         read_for_events: The intervals that were read because events name messages in them, by chat.
         named_by_events: Chats that were asked for because events name them.
@@ -153,6 +159,7 @@ class ChatsState(ListState):
     missed: dict[str, int] = field(default_factory=dict)
     threads: list[str] = field(default_factory=list)
     lagging: dict[str, int] = field(default_factory=dict)
+    lagging_tries: dict[str, tuple[int, int]] = field(default_factory=dict)
     lagging_in_vain: int = 0
     read_for_events: dict[str, tuple[int, int]] = field(name="told", default_factory=dict)  # codespell:ignore told
     named_by_events: list[str] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from helpers.world import OURS, SINCE_1970, World, build_settings
 from msgbubbles.models import Chat, Page
 from msgbubbles.source import reconcile
 from msgbubbles.source.run import Run
+from msgbubbles.source.state import TRIES_WITHOUT_WAIT
 from msgbubbles.times import HOUR_MS
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -196,6 +197,32 @@ def test_threads_without_a_message_at_their_time_are_given_up(world: World) -> N
     assert world.differences() == {}
     assert requests[0] >= reconcile.LAGGING_IN_VAIN
     assert requests[-1] <= 3, "and after that it is quiet"
+
+
+def test_chat_whose_list_is_empty_is_read_again_with_growing_pauses(world: World) -> None:
+    chat_id = world.account.add_chat(OURS, "+14155550124", world.at())
+    write(world, chat_id)
+    world.pass_time(96 * HOUR_MS)  # it is too old to be refreshed
+    requests = 0
+
+    def answer(_method: str, _path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes] | None:
+        nonlocal requests
+        if query.get("conversation_id") != chat_id:
+            return None
+        requests += 1
+        return 200, {}, b'{"data": []}'
+
+    world.knobs.feed, world.knobs.answer = False, answer
+    for _ in range(12):
+        write(world, world.account.add_chat(OURS, "+14155550125", world.at()))
+        world.pass_time(MINUTE_MS)
+        world.sync()
+    assert world.differences() != {}
+    assert requests == 1 + TRIES_WITHOUT_WAIT + 1
+    world.knobs.answer = None
+    world.pass_time(10 * MINUTE_MS)
+    world.sync()
+    assert world.differences() == {}
 
 
 def test_ids_named_only_by_events_are_asked_for_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,7 @@ RELEASED: dict[str, tuple[Any, dict[str, Any]]] = {
             "missed": {"c1": 2},
             "threads": ["c2"],
             "lagging": {"c3": 4},
+            "lagging_tries": {"c3": [1, 8]},
             "lagging_in_vain": 1,
             "told": {"c4": [5, 6]},  # codespell:ignore told
             "named_by_events": ["c5"],
