@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -86,6 +87,7 @@ def speed_up_dbt() -> None:
     # It reads the source of each frame to name a module that is shown in no message of ours.
     dbt_common.behavior_flags.BehaviorFlagRendered._default_source = staticmethod(lambda: "dbt")
     dbt_common.tests.enable_test_caching()
+    _share_macros(jinja.NativeSandboxTemplate)
     compile_template = jinja.MacroFuzzEnvironment.compile
     compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -109,6 +111,18 @@ def speed_up_dbt() -> None:
 
     base_types.ParseDict = build_message
     base_types.get_json_string_utcnow = lambda: datetime.now(UTC)
+
+
+def _share_macros(template: Any) -> None:
+    """Have dbt render the arguments of a data test without a copy of all macros, a third of the test's CPU time."""
+    new_context = template.new_context
+
+    def share(self: Any, vars: Any = None, shared: bool = False, locals: Any = None) -> Any:
+        if shared or locals or not isinstance(self.globals, ChainMap) or self.globals.maps[0] is not vars:
+            return new_context(self, vars, shared, locals)
+        return new_context(self, self.globals, shared=True)
+
+    template.new_context = share
 
 
 def read_files() -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
-from dbt_common.clients import jinja
 from filelock import FileLock
 
 from helpers.context import build_destination
@@ -53,18 +51,6 @@ WHERE NOT temporary AND table_name <> '_dlt_loads'"""
 COMMENTS = "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
 
 Row = dict[str, Any]
-
-
-class LazyTemplate(jinja.NativeSandboxTemplate):  # type: ignore[misc]
-    """dbt renders the arguments of each data test with a copy of all macros, which takes a third of the test's time."""
-
-    def new_context(self, vars: Any = None, shared: bool = False, locals: Any = None) -> Any:
-        if shared or locals or not isinstance(self.globals, ChainMap) or self.globals.maps[0] is not vars:
-            return super().new_context(vars, shared, locals)
-        return super().new_context(self.globals, shared=True)
-
-
-jinja.NativeSandboxEnvironment.template_class = LazyTemplate
 
 
 def load_rows(
