@@ -16,7 +16,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 from msgbubbles_sync.errors import CombinedFileError, UsageError
 from msgbubbles_sync.files import is_older_than, read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import list_tables, quote_name, transaction
+from msgbubbles_sync.sql import list_tables, quote_literal, quote_name, transaction
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -112,7 +112,11 @@ class DuckDBFile(Destination):
         stop=stop_after_attempt(5), wait=wait_exponential(0.05), reraise=True,
     )  # fmt: skip
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        return duckdb.connect(str(self._workspace.work), config=self.options())
+        connection = duckdb.connect(str(self._workspace.work))
+        # As dlt does: options that are given to `connect` have to be those of all connections of a process.
+        for name, value in self.options().items():
+            connection.execute(f"SET GLOBAL {name} = {quote_literal(str(value))}")
+        return connection
 
     @contextmanager
     def sql_client(self) -> Iterator[SqlClient]:
@@ -248,6 +252,6 @@ class DuckDBFile(Destination):
         )
 
     def options(self) -> Options:
-        """Return DuckDB's options for all connections to the work file, which must be equal. Raises `UsageError`."""
+        """Return DuckDB's options for connections to the work file."""
         limit = self._settings.memory_limit
         return {} if limit == "none" else {"memory_limit": limit}

@@ -132,8 +132,9 @@ HELD = {
 # A number is held back as a message is.
 @pytest.mark.parametrize("table", ["messages", "chats", pytest.param("numbers", marks=nightly)])
 def test_table_that_cannot_be_changed_back_is_held_back_alone(
-    table: str, tmp_path: Path, server: Server, copy_first_run: CopyFirstRun
+    table: str, tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SYNC__MEMORY_LIMIT", "512MB")  # the rows are tried while dlt has the file open as well
     workspace = copy_first_run(tmp_path, server)
     change, fix, what = HELD[table]
     with duckdb.connect(str(workspace.work)) as database:
