@@ -20,7 +20,7 @@ from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, StreamContext, save_overflows
-from .state import ChatsState, ListState, OverflowProgress, States, is_paused, is_waiting
+from .state import TRIES_WITHOUT_WAIT, ChatsState, ListState, OverflowProgress, States, is_paused, is_waiting
 from .stored import Warehouse
 
 # A chat that was missing from this many sweeps is asked for by id.
@@ -203,20 +203,23 @@ def drop_participants(chat: Chat) -> Chat:
 
 
 def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamContext) -> Iterator[Any]:
-    run, in_vain = context.run, state.lagging_in_vain
+    run, in_vain, progress = context.run, state.lagging_in_vain, context.run.get_progress("messages")
     if run.missing is None:
         return
-    # The API may have shown an empty list once, so chats that still lag are read again, with growing pauses.
+    # The API may have shown an empty list once, so chats that still lag are read again, with growing pauses. One that
+    # shows other messages will hardly show the missing one soon.
     state.lagging = {chat_id: at_ms for chat_id, at_ms in state.lagging.items() if lagging.get(chat_id) == at_ms}
     state.lagging_tries = tries = {chat_id: state.lagging_tries.get(chat_id, (0, 0)) for chat_id in state.lagging}
     for chat_id, at_ms in lagging.items():
         if not _is_due(state, chat_id, at_ms) or in_vain >= LAGGING_IN_VAIN:
             continue
         tried, _ = tries.get(chat_id, (0, 0))
-        before = run.count_loaded("messages")
+        before, listed = run.count_loaded("messages"), progress.rows
         messages = yield from read_chat_messages(context, chat_id, run.settings.start_ms)
         yield from context.buffer.flush()
-        state.lagging[chat_id], tries[chat_id] = at_ms, (tried + 1, state.seen_ms)
+        has_rows = bool(messages.rejected) or progress.rows > listed
+        state.lagging[chat_id] = at_ms
+        tries[chat_id] = (max(tried + 1, TRIES_WITHOUT_WAIT if has_rows else 0), state.seen_ms)
         if not messages.is_read:
             continue
         if run.count_loaded("messages") > before:

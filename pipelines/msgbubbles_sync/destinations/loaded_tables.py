@@ -66,8 +66,8 @@ def find_repairs(
 ) -> list[Repair]:
     """Find what somebody has changed in the loaded tables of a schema.
 
-    That is a column of another type, a column that must not be null, and a view, or a table without columns that rows
-    need, in the place of a table. `types` are the names of types in the statements.
+    That is a column of another type, a column that must not be null, a table without its key or `_dlt_load_id`, and a
+    view in the place of a table. `types` are the names of types in the statements.
     """
     expected = {(table.name, column.name): column for table in TABLES.values() for column in table.columns}
     repairs: list[Repair] = []
@@ -97,7 +97,7 @@ def find_repairs(
         if missing == {LOAD_ID}:
             add = f"ALTER TABLE {schema}.{quote_name(table)} ADD COLUMN {LOAD_ID} {types['text']} DEFAULT '0'"
             repairs.append(Repair(table, f"{table}.{LOAD_ID} (missing)", (add,)))
-        elif missing:  # dlt cannot add these columns to a table with rows
+        elif TABLES[table].key[0] in missing:  # dlt cannot add these columns to a table with rows
             new = _choose_name(table, {*tables, *views})
             rename = f"ALTER TABLE {schema}.{quote_name(table)} RENAME TO {quote_name(new)}"
             repairs.append(Repair(table, f"{table} (without {', '.join(sorted(missing))}, now {new})", (rename,)))

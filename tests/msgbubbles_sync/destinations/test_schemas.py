@@ -62,7 +62,7 @@ def test_renamed_schemas_are_refused_until_they_are_renamed_on_the_server(
     def load(number: int) -> None:
         pipeline = build_pipeline(workspace, build_destination(workspace))
         pipeline.sync_destination()
-        pipeline.run([{"id": number}], table_name="numbers")
+        pipeline.run([{"handle": str(number)}], table_name="numbers")
 
     load(1)
     (workspace.folder / "schemas.json").unlink()  # as of an earlier release
@@ -79,5 +79,8 @@ def test_renamed_schemas_are_refused_until_they_are_renamed_on_the_server(
     build_destination(workspace).prepare()
     load(2)
     with build_destination(workspace).open_reader() as connection:
-        assert connection.execute("SELECT id FROM msgbubbles.numbers ORDER BY id").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT handle FROM msgbubbles.numbers ORDER BY handle").fetchall() == [
+            ("1",),
+            ("2",),
+        ]
     assert dlt.current.pipeline().dataset_name == "crm"

@@ -21,8 +21,9 @@ TABLES = {
     "messages": "id VARCHAR, conversation_id VARCHAR, text VARCHAR, cursor_at TIMESTAMPTZ",
     "attachments": "id VARCHAR, message_id VARCHAR",
     "chat_titles": "chat_id VARCHAR, title VARCHAR",
-    "webhook_events": "chat_id VARCHAR, payload JSON, message_at TIMESTAMPTZ, occurred_at TIMESTAMPTZ",
-    "rejected_rows": "row VARCHAR, _fetched_at TIMESTAMPTZ",
+    "webhook_events": "event_id VARCHAR, chat_id VARCHAR, payload JSON, message_at TIMESTAMPTZ, "
+    "occurred_at TIMESTAMPTZ",
+    "rejected_rows": "row_hash VARCHAR, row VARCHAR, _fetched_at TIMESTAMPTZ",
 }
 
 
@@ -45,9 +46,11 @@ def workspace(tmp_path: Path) -> Workspace:
             connection.execute("INSERT INTO msgbubbles.attachments VALUES (?, ?)", [f"a{days}", f"m{days}"])
             connection.execute("INSERT INTO msgbubbles.chat_titles VALUES (?, 'title')", [chat])
             connection.execute(
-                "INSERT INTO msgbubbles.webhook_events VALUES (?, ?, NULL, ?)", [chat, f'"canary {days}"', at]
+                "INSERT INTO msgbubbles.webhook_events VALUES (?, ?, ?, NULL, ?)",
+                [f"e{days}", chat, f'"canary {days}"', at],
             )
-            connection.execute("INSERT INTO msgbubbles.rejected_rows VALUES (?, ?)", [f"canary {days}", at])
+            rejected = [f"r{days}", f"canary {days}", at]
+            connection.execute("INSERT INTO msgbubbles.rejected_rows VALUES (?, ?, ?)", rejected)
         connection.execute("INSERT INTO msgbubbles.chats VALUES ('timeless', NULL)")
     (tmp_path / "company.duckdb").write_bytes(workspace.work.read_bytes())
     return workspace
