@@ -185,12 +185,12 @@ class Attached(Destination):
                     for name in _list_own_tables(connection, staging):
                         self._empty_table(connection, staging, name)
 
-    def empty_marts(self, _marts: Collection[str]) -> None:
+    def empty_marts(self, marts: Collection[str]) -> None:
         with self._attach() as connection:
             for schema in sorted({"staging", "marts", self.marts_schema}):
                 name = self.name_schema(schema)
                 for table in self._list_tables(connection, name):
-                    if schema == "staging" or table in _marts:
+                    if schema == "staging" or table in marts:
                         self._empty_table(connection, name, table)
 
     def _list_tables(self, connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:

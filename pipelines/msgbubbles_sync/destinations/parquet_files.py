@@ -312,8 +312,8 @@ class ParquetFiles(Destination):
             return _read_view(self._view_file)
         return ReaderView()
 
-    def empty_marts(self, _marts: Collection[str]) -> None:
-        for path in (build / mart for build in self._marts.glob("*") for mart in _marts):
+    def empty_marts(self, marts: Collection[str]) -> None:
+        for path in (build / mart for build in self._marts.glob("*") for mart in marts):
             remove(path)
 
     def _find_builds(self, before: Mapping[str, str], held: Sequence[str] = ()) -> dict[str, str]:
