@@ -166,10 +166,10 @@ def test_events_update_messages_and_name_missing_ones(loaded_job: Job) -> None:
 
 def write_heartbeat(job: Job, *, alive: bool) -> None:
     """Write the heartbeat of a receiver on another machine that has run for two hours, and runs or has stopped."""
-    path = job.folder / ".msgbubbles" / "company" / "webhooks" / "receiver.json"
+    [path] = (job.folder / ".msgbubbles" / "company" / "webhooks" / "receivers").glob("*/heartbeat.json")
     beat = json.loads(path.read_text())
     now = datetime.now(UTC)
-    beat["host"] = "elsewhere"
+    beat |= {"host": "elsewhere", "is_stopped": False}
     beat["uninterrupted_since"] = (now - timedelta(hours=2)).isoformat()
     beat["beat_at"] = (now + timedelta(minutes=5) if alive else now - timedelta(minutes=5)).isoformat()
     path.write_text(json.dumps(beat))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from msgspec import structs
 
 from helpers import process
 from helpers.context import build_context
@@ -89,13 +90,14 @@ class Served:
 
 @contextmanager
 def receiving(
-    workspace: Workspace, settings: WebhookSettings = SETTINGS, secrets_file: Path | None = None
+    workspace: Workspace, settings: WebhookSettings = SETTINGS, secrets_file: Path | None = None, *, port: int = 0
 ) -> Iterator[Served]:
+    """Run a receiver, with the heartbeat of one on this port; it listens where `settings` say."""
     path = secrets_file or workspace.folder / "secrets.toml"
     if not path.exists():
         path.write_text(f'[webhooks]\nsecrets = ["{SECRET}"]\n')
     log: list[str] = []
-    receiver = build_receiver(workspace, settings, SecretStore(path), log.append)
+    receiver = build_receiver(workspace, structs.replace(settings, port=port), SecretStore(path), log.append)
     listener, url = open_listener(settings)
     server = build_server(receiver)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 from msgspec import structs
@@ -18,7 +19,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.text import format_count, format_span
 from msgbubbles_sync.workspace import Workspace
 
-from .heartbeat import Beat, is_running, read_last_beat
+from .heartbeat import Beat, find_stopped, read_last_beat
 from .load import count_dead_letters, dead_letter_folder
 from .spool import list_segments, list_unreadable, spool_folder, stat_segments, webhooks_folder
 
@@ -59,26 +60,27 @@ class EventTimes:
 
 @dataclass(frozen=True)
 class ReceiverState:
-    """The receiver of a workspace, by its heartbeat, and its files. `beat` is null if it never ran."""
+    """The receivers of a workspace, by their heartbeats, and its files. `beat` is null if none ever ran."""
 
     beat: Beat | None
     waiting_files: int
     dead_letters: int
-    is_running: bool
+    stopped: list[str]
 
     @classmethod
     def read(cls, workspace: Workspace) -> ReceiverState:
         folder = webhooks_folder(workspace)
         beat, waiting = read_last_beat(folder), len(list_segments(spool_folder(workspace)))
-        runs = beat is not None and is_running(folder, beat, datetime.now(UTC))
-        return cls(beat, waiting, count_dead_letters(workspace), runs)
+        stopped = [path.name for path in find_stopped(folder, datetime.now(UTC))]
+        return cls(beat, waiting, count_dead_letters(workspace), stopped)
 
     def as_dict(self) -> dict[str, object]:
         files = {"waiting_files": self.waiting_files, "dead_letters": self.dead_letters}
         if self.beat is None:
             return {"running": False, **files}
         return {
-            "running": self.is_running,
+            "running": not self.stopped,
+            "stopped": self.stopped,
             "since": _format_time(self.beat.uninterrupted_since),
             "last_event_at": _format_time(self.beat.last_event_at),
             "refused": self.beat.refused,
@@ -91,7 +93,8 @@ class ReceiverState:
         if self.beat is None:
             return f"Receiver: never ran on this workspace; {files}."
         beat = self.beat
-        state = "running" if self.is_running else f"not running since {_format_time(beat.beat_at)}"
+        names = ", ".join(self.stopped)
+        state = f"not running since {_format_time(beat.beat_at)} ({names})" if self.stopped else "running"
         event = f"last event {_format_time(beat.last_event_at)}" if beat.last_event_at else "no event yet"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(beat.refused.items()))
         since = f"since {_format_time(beat.uninterrupted_since)}"
@@ -124,7 +127,7 @@ def check(context: Context, now: datetime | None = None) -> Iterator[CheckResult
     workspace, now = context.workspace, now or datetime.now(UTC)
     beat = read_last_beat(webhooks_folder(workspace))
     if beat is not None:
-        yield _check_receiver(beat, now, runs=is_running(webhooks_folder(workspace), beat, now))
+        yield _check_receiver(beat, now, find_stopped(webhooks_folder(workspace), now))
         yield _check_events(beat, read_event_times(context.destination), now)
         yield _check_spool(workspace, now)
     malformed = count_dead_letters(workspace)
@@ -145,10 +148,12 @@ def _check_spool(workspace: Workspace, now: datetime) -> CheckResult:
     return CheckResult("webhook spool", "ok", f"{format_count(len(waiting), 'file')} waiting to be loaded")
 
 
-def _check_receiver(beat: Beat, now: datetime, *, runs: bool) -> CheckResult:
-    if not runs:
-        what = f"not running; the last heartbeat was {format_span((now - beat.beat_at).total_seconds())} ago"
-        return CheckResult("webhook receiver", "failed", what, "run webhooks.py serve as a service that is restarted")
+def _check_receiver(beat: Beat, now: datetime, stopped: list[Path]) -> CheckResult:
+    if stopped:
+        ago, names = format_span((now - beat.beat_at).total_seconds()), ", ".join(path.name for path in stopped)
+        what = f"{names} is not running; the last heartbeat was {ago} ago"
+        fix = f"run webhooks.py serve as a service that is restarted; if it is no longer needed, remove {stopped[0]}"
+        return CheckResult("webhook receiver", "failed", what, fix)
     span = format_span((now - beat.uninterrupted_since).total_seconds())
     return CheckResult("webhook receiver", "ok", f"running without a break for {span}")
 

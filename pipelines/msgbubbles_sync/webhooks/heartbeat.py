@@ -1,4 +1,4 @@
-"""The heartbeat file of the receiver: whether it runs, since when without a break, its last event, and its refusals."""
+"""The heartbeat file of each receiver: whether it runs, since when without a break, its last event, its refusals."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.files import remove, write_privately
 
 # Without a heartbeat for this long, the receiver counts as down, and events sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
-FILE = "receiver.json"
+# A receiver that was stopped this much earlier than another one was replaced by it.
+MAX_AGE = timedelta(days=7)
+# Each receiver has a folder `receivers/PORT-MACHINE` with this file, and holds a lock on the folder.
+FOLDER, FILE = "receivers", "heartbeat.json"
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -33,26 +36,37 @@ class Beat(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
     last_refused_at: datetime | None = None
     host: str = ""
+    is_stopped: bool = False
 
     def is_alive(self, now: datetime) -> bool:
         return now - self.beat_at <= MAX_SILENCE
 
 
 class Heartbeat:
-    """Writes the heartbeat file of one receiver."""
+    """Writes the heartbeat file of one receiver, and goes on from the one that was stopped on its port."""
 
-    def __init__(self, folder: Path) -> None:
-        now, before = datetime.now(UTC), read_last_beat(folder)
+    def __init__(self, folder: Path, port: int) -> None:
+        now = datetime.now(UTC)
+        self._folder = folder / FOLDER / f"{port}-{socket.gethostname()}"
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stopped = {
+            path: beat for path, beat in _read_beats(folder).items()
+            if path.name.startswith(f"{port}-") and not _is_running(path, beat, now)
+        }  # fmt: skip
+        before = max(stopped.values(), key=lambda beat: beat.beat_at, default=None)
+        for path in stopped.keys() - {self._folder}:  # of a container whose name has changed
+            with suppress(OSError):
+                remove(path)
         self.last_event_at = before.last_event_at if before else None
         alive = before if before and before.is_alive(now) else Beat(os.getpid(), now, now)
         self._since = alive.uninterrupted_since
         self._refused, self._last_refused_at = Counter(alive.refused), alive.last_refused_at
-        self._path = folder / FILE
         # The system releases the lock however the process ends.
-        self._folder = os.open(folder, os.O_RDONLY)
+        self._lock = os.open(self._folder, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._folder, fcntl.LOCK_SH)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._write_lock = threading.Lock()
+        self._is_stopped = False
 
     def record_refusal(self, reason: str) -> None:
         self._refused[reason] += 1
@@ -61,22 +75,23 @@ class Heartbeat:
     def beat(self) -> None:
         """Write the file. Raises `OSError`; the previous content then stays."""
         with self._write_lock:
-            now, refused = datetime.now(UTC), dict(self._refused)
             beat = Beat(
-                os.getpid(), now, self._since, self.last_event_at, refused, self._last_refused_at, socket.gethostname()
-            )
-            write_privately(self._path, msgspec.json.encode(beat))
+                os.getpid(), datetime.now(UTC), self._since, self.last_event_at, dict(self._refused),
+                self._last_refused_at, socket.gethostname(), self._is_stopped,
+            )  # fmt: skip
+            write_privately(self._folder / FILE, msgspec.json.encode(beat))
 
     def close(self) -> None:
         """Write the file for the last time, and show that the receiver has stopped. Raises `OSError`."""
-        os.close(self._folder)
+        os.close(self._lock)
+        self._is_stopped = True
         self.beat()
 
 
-def is_running(folder: Path, beat: Beat, now: datetime) -> bool:
+def _is_running(folder: Path, beat: Beat, now: datetime) -> bool:
     """Return whether the receiver of a heartbeat runs. On this machine, its lock shows at once that it has ended."""
-    if not beat.is_alive(now) or beat.host != socket.gethostname():
-        return beat.is_alive(now)
+    if beat.is_stopped or not beat.is_alive(now) or beat.host != socket.gethostname():
+        return not beat.is_stopped and beat.is_alive(now)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,9 +102,35 @@ def is_running(folder: Path, beat: Beat, now: datetime) -> bool:
     return False
 
 
+def _read_beats(folder: Path) -> dict[Path, Beat]:
+    """Read the last heartbeat of each receiver of a workspace, by the folder of the receiver."""
+    beats: dict[Path, Beat] = {}
+    for path in folder.glob(f"{FOLDER}/*/{FILE}"):
+        with suppress(OSError, msgspec.DecodeError):
+            beats[path.parent] = msgspec.json.decode(path.read_bytes(), type=Beat)
+    newest = max((beat.beat_at for beat in beats.values()), default=datetime.min.replace(tzinfo=UTC))
+    return {path: beat for path, beat in beats.items() if newest - beat.beat_at <= MAX_AGE}
+
+
+def find_stopped(folder: Path, now: datetime) -> list[Path]:
+    """Return the folders of the receivers of a workspace that do not run, the one that stopped first at the front."""
+    beats = sorted(_read_beats(folder).items(), key=lambda item: item[1].beat_at)
+    return [path for path, beat in beats if not _is_running(path, beat, now)]
+
+
 def read_last_beat(folder: Path) -> Beat | None:
-    """Read the last heartbeat; null if no receiver ever ran."""
-    try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=Beat)
-    except (OSError, msgspec.DecodeError):
+    """Read the last heartbeats of all receivers of a workspace as one; null if none ever ran.
+
+    It is that of the receiver with the earliest heartbeat and the latest break, with the events and refusals of all.
+    """
+    beats = _read_beats(folder).values()
+    if not beats:
         return None
+    return Beat(
+        0,
+        min(beat.beat_at for beat in beats),
+        max(beat.uninterrupted_since for beat in beats),
+        max((beat.last_event_at for beat in beats if beat.last_event_at), default=None),
+        dict(sum((Counter(beat.refused) for beat in beats), Counter())),
+        max((beat.last_refused_at for beat in beats if beat.last_refused_at), default=None),
+    )

@@ -350,8 +350,8 @@ def build_receiver(
 ) -> Receiver:
     folder = webhooks_folder(workspace)
     folder.mkdir(mode=0o700, exist_ok=True)
-    redact = CurrentPolicy(workspace).redact_delivery
-    return Receiver(settings, secrets, SpoolWriter(spool_folder(workspace)), Heartbeat(folder), say, redact=redact)
+    redact, heartbeat = CurrentPolicy(workspace).redact_delivery, Heartbeat(folder, settings.port)
+    return Receiver(settings, secrets, SpoolWriter(spool_folder(workspace)), heartbeat, say, redact=redact)
 
 
 def open_listener(settings: WebhookSettings) -> tuple[socket.socket, str]:

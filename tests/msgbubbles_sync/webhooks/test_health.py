@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from helpers.hooks import receiving, typing, workspace_in
 from msgbubbles.settings import DEFAULTS, RefreshRule
 from msgbubbles_sync.webhooks import health
 from msgbubbles_sync.webhooks.health import ReceiverState, with_refresh
-from msgbubbles_sync.webhooks.heartbeat import Beat
+from msgbubbles_sync.webhooks.heartbeat import Beat, find_stopped
 from msgbubbles_sync.webhooks.spool import spool_folder, webhooks_folder
 from msgbubbles_sync.workspace import Workspace
 
@@ -44,10 +46,12 @@ def published(workspace: Workspace, messages: dict[str, timedelta], events: dict
             database.execute("INSERT INTO msgbubbles.webhook_events VALUES (?, ?)", [kind, NOW - ago])
 
 
-def beating(workspace: Workspace, *, beat: timedelta, since: timedelta, last: timedelta | None) -> None:
-    webhooks_folder(workspace).mkdir(exist_ok=True)
+def beating(workspace: Workspace, *, beat: timedelta, since: timedelta, last: timedelta | None) -> Path:
+    folder = webhooks_folder(workspace) / "receivers" / "8080-elsewhere"
+    folder.mkdir(parents=True, exist_ok=True)
     one = Beat(1, NOW - beat, NOW - since, None if last is None else NOW - last)
-    (webhooks_folder(workspace) / "receiver.json").write_bytes(msgspec.json.encode(one))
+    (folder / "heartbeat.json").write_bytes(msgspec.json.encode(one))
+    return folder
 
 
 BOTH = {"inbound": Ago(minutes=10), "outbound": Ago(hours=1)}
@@ -75,7 +79,7 @@ def test_events_are_reliable_while_they_arrive(workspace: Workspace, monkeypatch
     [
         lambda workspace: beating(workspace, beat=Ago(minutes=2), since=Ago(hours=3), last=Ago(minutes=10)),
         lambda workspace: beating(workspace, beat=Ago(seconds=5), since=Ago(minutes=50), last=Ago(minutes=10)),
-        lambda workspace: (webhooks_folder(workspace) / "receiver.json").unlink(),
+        lambda workspace: shutil.rmtree(webhooks_folder(workspace) / "receivers"),
         lambda workspace: published(workspace, BOTH, COME | {"message.received": Ago(hours=1)}),
         lambda workspace: published(workspace, BOTH, {"message.received": Ago(minutes=10)}),
         lambda workspace: published(workspace, BOTH, {"conversation.typing": Ago(0)}),
@@ -122,7 +126,7 @@ def test_check_reports_a_stopped_receiver_and_a_waiting_spool(workspace: Workspa
     segment.symlink_to("nowhere")
     [spool] = [one for one in health.check(build_context(workspace), NOW) if one.name == "webhook spool"]
     assert (spool.state, spool.what) == ("failed", f"1 file cannot be read: {segment}")
-    assert found["webhook receiver"].what == "not running; the last heartbeat was 3 hours ago"
+    assert found["webhook receiver"].what == "8080-elsewhere is not running; the last heartbeat was 3 hours ago"
     assert all(one.fix for one in found.values() if one.state == "failed")
 
 
@@ -138,7 +142,7 @@ def test_receiver_state_counts_refusals_by_reason_across_a_restart(workspace: Wo
             served.receiver.heartbeat.beat()
             state = ReceiverState.read(workspace)
     stopped = ReceiverState.read(workspace)
-    assert re.match(r"Receiver: not running since \S+Z; last event \S+Z;", str(stopped)), "it is seen at once"
+    assert re.match(r"Receiver: not running since \S+Z \(0-\S+\); last event \S+Z;", str(stopped)), "it is seen at once"
     values: Any = state.as_dict()
     assert values["refused"] == {"forged": 2, "unsigned": 2}
     assert (values["running"], values["waiting_files"], stopped.as_dict()["running"]) == (True, 2, False)
@@ -148,3 +152,41 @@ def test_receiver_state_counts_refusals_by_reason_across_a_restart(workspace: Wo
         "2 files waiting, 0 dead letters.",
         str(state),
     )
+
+
+def test_each_of_two_receivers_is_seen_to_stop(workspace: Workspace) -> None:
+    (webhooks_folder(workspace)).mkdir()
+    (webhooks_folder(workspace) / "receiver.json").write_text('{"pid": 1}')  # of an earlier release
+    with receiving(workspace) as first:
+        with receiving(workspace, port=1) as second:
+            for served, event in ((first, 1), (second, 2)):
+                assert served.post(typing(event)).status_code == 204
+                assert served.post(typing(event), key=b"another").status_code == 401
+                served.receiver.heartbeat.beat()
+            both = ReceiverState.read(workspace).as_dict()
+        state = ReceiverState.read(workspace)
+        [check] = [one for one in health.check(build_context(workspace)) if one.name == "webhook receiver"]
+        assert not health.are_reliable(build_context(workspace))
+    assert (both["running"], both["stopped"], both["refused"]) == (True, [], {"forged": 2})
+    name = f"1-{socket.gethostname()}"
+    assert state.as_dict() == both | {"running": False, "stopped": [name], "waiting_files": 2}
+    assert f"({name})" in str(state)
+    assert (check.state, name in check.what) == ("failed", True)
+    # One that starts on its port, perhaps in another container, goes on from its record.
+    folder = webhooks_folder(workspace) / "receivers"
+    (folder / name).rename(folder / "1-earlier-container")
+    with receiving(workspace, port=1), receiving(workspace):
+        again = ReceiverState.read(workspace)
+    assert again.as_dict() == both | {"since": again.as_dict()["since"], "waiting_files": 2}
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["0", "1"]
+
+
+def test_receiver_that_another_has_replaced_is_forgotten_after_a_week(workspace: Workspace) -> None:
+    well(workspace)
+    receivers = webhooks_folder(workspace) / "receivers"
+    for days, count in ((6, 1), (8, 0)):
+        folder = beating(workspace, beat=Ago(days=days), since=Ago(days=20), last=None)
+        shutil.move(folder, receivers / "8079-elsewhere")
+        well(workspace)
+        assert len(find_stopped(webhooks_folder(workspace), NOW)) == count
+        shutil.rmtree(receivers / "8079-elsewhere")

@@ -400,7 +400,8 @@ def test_heartbeat_survives_a_short_break(tmp_path: Path) -> None:
     assert (second.uninterrupted_since, second.last_event_at) == (first.uninterrupted_since, first.last_event_at)
     assert second.beat_at > first.beat_at
     old = msgspec.structs.replace(second, beat_at=second.beat_at.replace(year=2020))
-    (folder / "receiver.json").write_bytes(msgspec.json.encode(old))
+    [path] = folder.glob("receivers/*/heartbeat.json")
+    path.write_bytes(msgspec.json.encode(old))
     with receiving(workspace_in(tmp_path)):
         pass
     third = read_last_beat(folder)
