@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.context import build_context
 from msgbubbles.client import Client
@@ -73,3 +74,11 @@ def cut_next_write(world: World) -> None:
 
     done: list[str] = []
     knobs.refusal = refusal
+
+
+def groups_in(world: World) -> list[dict[str, Any]]:
+    return [chat for chat in world.server.truth().chats if chat["is_group"]]
+
+
+def people_in(world: World, key: str) -> set[str]:
+    return set(world.server.account.participants(str(world.observed(key).chat_id)))
