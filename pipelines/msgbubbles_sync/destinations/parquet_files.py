@@ -26,7 +26,7 @@ import msgspec
 from filelock import FileLock
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.files import move_damaged, remove, set_umask_like, sync_to_disk
+from msgbubbles_sync.files import move_damaged, remove, set_umask_like
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.sql import list_tables, quote_literal, quote_name
 from msgbubbles_sync.tables import JOB_TABLES
@@ -36,9 +36,9 @@ from .base import Destination
 from .comments import list_descriptions, write_comments
 from .compaction import STATES
 from .duckdb_file import open_published
+from .parquet_merge import merge_small_files
 from .parquet_rewrite import (
     find_damaged,
-    find_small,
     finish_replacing,
     load_states,
     read_state_version,
@@ -67,8 +67,6 @@ STAGING = ".staging"
 NAMELESS = "_"
 # The note of `find_damaged`.
 WHOLE_UNTIL = "whole_until"
-# If a table has more files than this, the small ones are compacted into one.
-MAX_FILES = 100
 # How long a replaced file stays for its readers.
 REPLACED_FILES_SECONDS = 3600
 
@@ -128,6 +126,13 @@ class ParquetFiles(Destination):
     @property
     def _view_file(self) -> Path:
         return self._folder / ".msgbubbles" / f"{self._workspace.account or NAMELESS}.json"
+
+    @property
+    def _options(self) -> dict[str, str]:
+        """The options of a connection that needs little memory."""
+        options = {"preserve_insertion_order": "false", "temp_directory": str(self._workspace.folder / "spilled")}
+        limit = self._settings.memory_limit
+        return options if limit == "none" else {**options, "memory_limit": limit}
 
     @property
     def _build_file(self) -> Path:
@@ -287,12 +292,13 @@ class ParquetFiles(Destination):
         marts = self._find_builds(before.marts, held_marts)
         old, failure = dict(before.old), None
         try:
-            for name in self._compact(before.old):
-                old[name] = time.time()
+            for path in merge_small_files(self.tables_folder, {self._folder / name for name in old}, self._options):
+                old[str(path.relative_to(self._folder))] = time.time()
         except duckdb.Error as error:  # what was written is published without that
             failure = error
-        hidden = {path.name for path in self._marts.glob("*")} - {*marts.values()}
-        old |= {name: time.time() for build in hidden if (name := f"{self._marts.name}/{build}") not in old}
+        for build in self._marts.glob("*"):
+            if build.name not in marts.values():
+                old.setdefault(str(build.relative_to(self._folder)), time.time())
         for name in [name for name, since in old.items() if since < time.time() - REPLACED_FILES_SECONDS]:
             remove(self._folder / name)
             del old[name]
@@ -313,8 +319,9 @@ class ParquetFiles(Destination):
         return ReaderView()
 
     def empty_marts(self, marts: Collection[str]) -> None:
-        for path in (build / mart for build in self._marts.glob("*") for mart in marts):
-            remove(path)
+        for build in self._marts.glob("*"):
+            for mart in marts:
+                remove(build / mart)
 
     def _find_builds(self, before: Mapping[str, str], held: Sequence[str] = ()) -> dict[str, str]:
         """Return the build of each mart to publish. Held marts stay at their build."""
@@ -333,40 +340,17 @@ class ParquetFiles(Destination):
         for name in JOB_TABLES:
             if (self.tables_folder / name / f"{name}.parquet").exists():
                 queries[DATASET, name] = select_all(self.tables_folder / name)
-        return queries | {("marts", mart): select_all(self._marts / build / mart) for mart, build in marts.items()}
-
-    def _compact(self, old: Mapping[str, float]) -> Iterator[str]:
-        """Merge the small files of each table that has too many, and yield the replaced ones.
-
-        While old and new files exist, each row exists twice; only one of them is current.
-        """
-        for name, table in read_tables(self.tables_folder).items():
-            folder = self.tables_folder / name
-            for leftover in folder.glob(".*.new"):  # of a killed run
-                leftover.unlink()
-            files = [path for path in folder.glob("*.parquet") if f"{self.dataset}/{name}/{path.name}" not in old]
-            if len(files) <= MAX_FILES:
-                continue
-            small = find_small(files)
-            new = folder / f".{time.time_ns()}.new"
-            with _connect() as connection:
-                connection.execute("SET preserve_insertion_order = false")
-                connection.execute(f"SET temp_directory = {quote_literal(str(self._workspace.folder / 'spilled'))}")
-                if self._settings.memory_limit != "none":
-                    connection.execute(f"SET memory_limit = {quote_literal(str(self._settings.memory_limit))}")
-                rows = table.build_query([str(path) for path in small])
-                connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
-            sync_to_disk(new)
-            new.rename(folder / f"compacted.{time.time_ns()}.parquet")
-            yield from (f"{self.dataset}/{name}/{path.name}" for path in small)
+        for mart, build in marts.items():
+            queries["marts", mart] = select_all(self._marts / build / mart)
+        return queries
 
     def _replace_reader_database(self) -> None:
         """Replace the database of views, which shows all accounts."""
         with FileLock(self._view_file.parent / "lock"):
             accounts = {path.stem: _read_view(path).by_key for path in self._view_file.parent.glob("*.json")}
             if NAMELESS in accounts:
-                only = accounts[NAMELESS]
-                views = {key: only[key].query for key in only if not OWN_TABLES.match(key[1])}
+                only = accounts[NAMELESS].items()
+                views = {key: table.query for key, table in only if not OWN_TABLES.match(key[1])}
             else:
                 columns = {
                     name: {key: table.columns for key, table in tables.items()} for name, tables in accounts.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,9 +24,6 @@ from .parquet_tables import write_json
 UNFINISHED, FINISHED = ".rewriting", ".rewritten"
 # The names of the new files, by table.
 MANIFEST = "files.json"
-# A file of up to this size is small; so is one that is not larger than all smaller ones together. Then a row is written
-# again only when the table has doubled, and not with every hundredth load.
-SMALL_BYTES = 16 * 1024 * 1024
 PARQUET_MAGIC = b"PAR1"  # the first and last four bytes of a file
 
 
@@ -86,17 +83,6 @@ def _is_readable(path: Path) -> bool:
         connection.execute(f"SELECT bit_xor(hash(rows)) {rows}")
         return True
     return False
-
-
-def find_small(files: Sequence[Path]) -> list[Path]:
-    """Return the files to merge: the smaller ones, up to one that is larger than all of them together."""
-    sizes = sorted((path.stat().st_size, path) for path in files)
-    count = total = 0
-    for number, (size, _) in enumerate(sizes, 1):
-        if size <= max(total, SMALL_BYTES):
-            count = number
-        total += size
-    return [path for _, path in sizes[:count]]
 
 
 def replace_files(connection: duckdb.DuckDBPyConnection, tables: Path, names: Mapping[str, str]) -> None:
