@@ -203,10 +203,8 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
 def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
     tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, change: Step
 ) -> None:
-    workspace, query = (
-        copy_first_run(tmp_path, server),
-        "SELECT remote_handle FROM msgbubbles.chats WHERE remote_handle ^@ '+'",
-    )
+    workspace = copy_first_run(tmp_path, server)
+    query = "SELECT remote_handle FROM msgbubbles.chats WHERE remote_handle ^@ '+'"
     context = build_context(workspace)
     with context.destination.open_writer() as connection:
         handles = [handle for (handle,) in connection.execute(query).fetchall()]
@@ -216,7 +214,7 @@ def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
     if change == "policy":
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
     monkeypatch.setattr(rewrite, "transform", Mock(side_effect=TransformError("dbt did not start")))
-    with pytest.raises(TransformError, match="changed and published, but the marts are empty: dbt did not start"):
+    with pytest.raises(TransformError, match="changed and published, but the marts are missing: dbt did not start"):
         reapply.apply(build_context(workspace)) if change == "policy" else erase(build_context(workspace), handles)
     with duckdb.connect(str(workspace.database), read_only=True) as database:
         assert database.execute(query).fetchall() == []

@@ -83,7 +83,10 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     if finishes is not None:
         workspace.set_done(finishes)
     if failure is not None:
-        raise TransformError(f"the tables are changed and published, but the marts are empty: {failure}") from failure
+        what_is_left = "missing" if has_dropped_all else "empty"
+        raise TransformError(
+            f"the tables are changed and published, but the marts are {what_is_left}: {failure}"
+        ) from failure
 
 
 class StoredRows:
