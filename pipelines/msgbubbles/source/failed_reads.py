@@ -57,7 +57,9 @@ class FailedReads:
             return False
         if from_ms is not None and entry.from_ms is not None and from_ms < entry.from_ms:
             self._save(msgspec.structs.replace(entry, from_ms=from_ms))
-        return (kind, unit_id) in self._run.failed_now or is_waiting(entry, to_epoch_ms(self._run.clock.now()))
+        if (kind, unit_id) in self._run.failed_now:
+            return True
+        return is_waiting(entry.tries, entry.last_tried_ms, to_epoch_ms(self._run.clock.now()))
 
     def all(self, kind: Kind) -> list[FailedRead]:
         return [entry for entry in self._entries.values() if entry.kind == kind]

@@ -20,7 +20,7 @@ from .chat_messages import read_chat_messages
 from .coverage import Coverage
 from .paginate import Overflow
 from .run import MissingRows, StreamContext, save_overflows
-from .state import TRIES_WITHOUT_WAIT, ChatsState, ListState, OverflowProgress, States, is_paused, is_waiting
+from .state import TRIES_WITHOUT_WAIT, ChatsState, ListState, OverflowProgress, States, is_waiting
 from .stored import Warehouse
 
 # A chat that was missing from this many sweeps is asked for by id.
@@ -111,7 +111,11 @@ def _find_groups(
     if not settings.read_participants or is_recent(states.chats.participants_hidden_ms, now_ms, DAY_MS):
         return {}
     groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
-    waiting = {unit.id for unit in states.failed_reads if unit.kind == "participants" and is_waiting(unit, now_ms)}
+    waiting = {
+        unit.id
+        for unit in states.failed_reads
+        if unit.kind == "participants" and is_waiting(unit.tries, unit.last_tried_ms, now_ms)
+    }
     return {chat_id: before for chat_id, before in groups.items() if chat_id not in waiting}
 
 
@@ -232,7 +236,7 @@ def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamCon
 
 def _is_due(state: ChatsState, chat_id: str, at_ms: int) -> bool:
     """Return whether a chat is read because no message of its `last_message_at` is stored."""
-    return state.lagging.get(chat_id) != at_ms or not is_paused(
+    return state.lagging.get(chat_id) != at_ms or not is_waiting(
         *state.lagging_tries.get(chat_id, (0, 0)), state.seen_ms
     )
 

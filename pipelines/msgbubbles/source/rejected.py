@@ -36,7 +36,7 @@ class RejectedIntervals:
 
     def due(self, now_ms: int) -> Iterator[RejectedInterval]:
         """Return the intervals that a run should read again."""
-        due = [entry for entry in self._state.rejected if not is_waiting(entry, now_ms)]
+        due = [entry for entry in self._state.rejected if not is_waiting(entry.tries, entry.last_tried_ms, now_ms)]
         return iter(due[:INTERVALS_A_RUN])
 
     def finish(self, entry: RejectedInterval, rejected: set[str], now_ms: int) -> set[str]:

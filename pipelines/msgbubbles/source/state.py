@@ -65,13 +65,8 @@ class RejectedInterval(msgspec.Struct, frozen=True, array_like=True):
     chat_id: str | None = None
 
 
-def is_waiting(entry: FailedRead | RejectedInterval, now_ms: int) -> bool:
+def is_waiting(tries: int, last_tried_ms: int, now_ms: int) -> bool:
     """Return whether a unit is not tried again yet: it is at first, then after twice as long each time, up to a day."""
-    return is_paused(entry.tries, entry.last_tried_ms, now_ms)
-
-
-def is_paused(tries: int, last_tried_ms: int, now_ms: int) -> bool:
-    """Return the same of a unit by its tries."""
     waits = tries - TRIES_WITHOUT_WAIT
     return waits >= 0 and is_recent(last_tried_ms, now_ms, min(FIRST_WAIT_MS << min(waits, 16), DAY_MS))
 

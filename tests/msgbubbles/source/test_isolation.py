@@ -102,7 +102,7 @@ def test_failed_thread_is_retried_less_and_less_often(new_world: Callable[..., W
     world.sync()
     (later,) = States.from_resources(world.store.states).failed_reads
     assert (later.tries, later.since_ms) == (TRIES_WITHOUT_WAIT + 1, entry.since_ms)
-    assert is_waiting(later, later.last_tried_ms + FIRST_WAIT_MS)
+    assert is_waiting(later.tries, later.last_tried_ms, later.last_tried_ms + FIRST_WAIT_MS)
 
 
 def test_units_that_failed_by_a_clock_that_was_ahead_are_read_after_it(new_world: Callable[..., World]) -> None:
