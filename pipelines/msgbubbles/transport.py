@@ -42,6 +42,7 @@ from .page_size import PageSize
 from .rate_limit import WINDOW_SECONDS, RateLimiter
 from .responses import Answer
 from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
+from .version import VERSION
 
 T = TypeVar("T")
 
@@ -59,7 +60,6 @@ def _redact_handles(record: logging.LogRecord) -> bool:
 logging.getLogger("httpx").setLevel(logging.WARNING)
 logging.getLogger("httpx").addFilter(_redact_handles)
 
-VERSION = "0.1.0"
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
 # The latency is the mean of about this many answers.
 LATENCY_MEMORY = 5

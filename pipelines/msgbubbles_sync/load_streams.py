@@ -25,7 +25,7 @@ from msgbubbles.source.readers import READERS
 from msgbubbles.source.run import MissingRows, StreamProgress
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse
-from msgbubbles.transport import VERSION
+from msgbubbles.version import VERSION
 
 from .context import Context
 from .destinations.duckdb_file import DuckDBFile

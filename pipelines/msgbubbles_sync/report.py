@@ -21,7 +21,7 @@ from msgbubbles.source.coverage import Coverage
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import FailedRead
 from msgbubbles.tables import Table
-from msgbubbles.transport import VERSION
+from msgbubbles.version import VERSION
 
 from .context import Context
 from .dbt.runner import BuildResult

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from msgbubbles.transport import VERSION
+from msgbubbles.version import VERSION
 from msgbubbles_sync.workspace import ACCOUNT_VARIABLE
 
 from .console import Reporter, name_as_called

@@ -6,7 +6,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from msgbubbles.transport import VERSION
+from msgbubbles.version import VERSION
 from msgbubbles_sync.files import remove, write_privately
 from msgbubbles_sync.workspace import Workspace
 
