@@ -25,7 +25,6 @@ from msgbubbles.redact import Redactor
 from msgbubbles.source.lazy_dlt import dlt_json, versioned_state
 from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.destinations.compaction import STATES
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import (
     Record,
@@ -40,7 +39,7 @@ from msgbubbles_sync.tables import ERASURES, GROUP_OPERATIONS, TABLES
 from msgbubbles_sync.text import format_count
 
 from .files import purge_files
-from .rewrite import StoredRows, rewriting
+from .rewrite import STORED_STATES, StoredRows, rewriting
 
 # Chats that only events show, without the other side.
 UNIDENTIFIED = "from_event_at IS NOT NULL AND remote_handle IS NULL"
@@ -245,7 +244,7 @@ def _remove_from_texts(rows: StoredRows, table: str, column: str, handles: set[s
 def _remove_from_state(connection: duckdb.DuckDBPyConnection, redactor: Redactor) -> None:
     """Remove handles from dlt's state, which holds ids of chats."""
     try:
-        states = connection.execute(f"SELECT rowid, state FROM {STATES}").fetchall()
+        states = connection.execute(f"SELECT rowid, state FROM {STORED_STATES}").fetchall()
     except duckdb.CatalogException:  # a missing column has to end an erasure
         return
     for row_id, packed in states:
@@ -253,7 +252,7 @@ def _remove_from_state(connection: duckdb.DuckDBPyConnection, redactor: Redactor
         cleaned = redactor.replace_erased_in_json(text)
         if cleaned != text:
             packed = versioned_state.compress_state(dlt_json.json.typed_loads(cleaned))
-            connection.execute(f"UPDATE {STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
+            connection.execute(f"UPDATE {STORED_STATES} SET state = ? WHERE rowid = ?", [packed, row_id])
 
 
 def _rewrite_participant_lists(rows: StoredRows, chat_id: str, people: set[str]) -> None:

@@ -27,12 +27,15 @@ from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.groups.load import PIPELINE as GROUPS
 from msgbubbles_sync.policy import applied as policy
+from msgbubbles_sync.sql import list_tables
 from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.webhooks.load import PIPELINE as WEBHOOKS
 from msgbubbles_sync.webhooks.load import load_events
 from msgbubbles_sync.webhooks.spool import SEGMENT_SECONDS, list_segments, list_unreadable, spool_folder
-from msgbubbles_sync.workspace import PIPELINE, Step
+from msgbubbles_sync.workspace import DATASET, PIPELINE, Step
 
+# dlt's states. They hold fingerprints of rows, and ids of chats.
+STORED_STATES = f"{DATASET}.{STATES}"
 # A receiver releases a segment after `SEGMENT_SECONDS`.
 SPOOL_SECONDS = 10 + SEGMENT_SECONDS
 COLUMN_TYPES = r"""SELECT table_name, column_name, data_type FROM duckdb_columns()
@@ -128,22 +131,17 @@ class StoredRows:
 
 def _forget_fingerprints(connection: duckdb.DuckDBPyConnection) -> None:
     """Remove the hashes of the rows that were read from dlt's state, and all but its newest version."""
-    if not connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-        "AND schema_name || '.' || table_name = ?",
-        [STATES],
-    ).fetchall():
+    if STATES not in list_tables(connection, DATASET):
         return
     connection.execute(
-        f"DELETE FROM {STATES} WHERE (pipeline_name, version) NOT IN "
-        f"(SELECT (pipeline_name, max(version)) FROM {STATES} GROUP BY pipeline_name)"
+        f"DELETE FROM {STORED_STATES} WHERE (pipeline_name, version) NOT IN "
+        f"(SELECT (pipeline_name, max(version)) FROM {STORED_STATES} GROUP BY pipeline_name)"
     )
-    for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {STATES}").fetchall():
+    for name, packed in connection.execute(f"SELECT pipeline_name, state FROM {STORED_STATES}").fetchall():
         state: Any = versioned_state.decompress_state(packed)
         forget_fingerprints(state.get("sources", {}).get("msgbubbles", {}).get("resources", {}).values())
-        connection.execute(
-            f"UPDATE {STATES} SET state = ? WHERE pipeline_name = ?", [versioned_state.compress_state(state), name]
-        )
+        statement = f"UPDATE {STORED_STATES} SET state = ? WHERE pipeline_name = ?"
+        connection.execute(statement, [versioned_state.compress_state(state), name])
 
 
 def _load_pending(context: Context) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import duckdb
 import pytest
+from dlt.common.versioned_state import compress_state, decompress_state
 
 from helpers.canary import find_words, spellings
 from helpers.context import build_context
 from msgbubbles.policy import PRESETS, Pseudonymizer
-from msgbubbles_sync.destinations.compaction import compact
+from msgbubbles_sync.destinations.compaction import STATES, compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
 from msgbubbles_sync.policy.applied import Record, build_redactor
@@ -129,6 +130,23 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
 
 # They hold only hashes and counts, which an erasure writes.
 WITHOUT_PEOPLE = ("privacy", "erasures")
+
+
+def test_state_holds_no_id_and_no_fingerprint_of_a_person(workspace: Workspace) -> None:
+    chats = {"seen": ["fingerprint"], "missed": {f"chat with {ANN}": 1}, "covered": [[0, 1, 2]]}
+    states: list[Any] = [
+        {"sources": {"msgbubbles": {"resources": {"chats": {**chats, "seen_ms": at}}}}} for at in (1, 2)
+    ]
+    with duckdb.connect(str(workspace.work)) as connection:
+        columns = "pipeline_name VARCHAR, version BIGINT, state VARCHAR, _dlt_load_id VARCHAR"
+        connection.execute(f"CREATE TABLE msgbubbles.{STATES} ({columns})")
+    put(workspace, STATES, *(("msgbubbles", at, compress_state(state), str(at)) for at, state in enumerate(states)))
+    erased(workspace, ANN)
+    with duckdb.connect(str(workspace.work), read_only=True) as connection:
+        stored = connection.execute(f"SELECT state FROM msgbubbles.{STATES}").fetchall()
+    [state] = [decompress_state(packed) for (packed,) in stored]
+    left = {"missed": {"chat with [erased]": 1}, "covered": [[0, 1, 2]], "seen_ms": 2}
+    assert state["sources"]["msgbubbles"]["resources"]["chats"] == left
 
 
 def test_participant_lists_are_as_if_the_person_never_joined(workspace: Workspace) -> None:
