@@ -200,7 +200,6 @@ class Workspace:
     def make_folders(self) -> None:
         """Create the folders that are missing, and restore the access of the user of this process to those it owns."""
         restore_access(self.folder.parent)
-        is_new = not self.folder.is_dir()
         restorable = (self.dlt_folder, self.dbt_folder)
         for folder in (self.folder.parent, self.folder, *restorable):
             restore_access(folder)
@@ -218,7 +217,7 @@ class Workspace:
             is_ours = path.name != "webhooks" and path.suffix not in (self.work.suffix, ".sqlite")
             if is_ours and path.is_symlink() and not path.exists():
                 move_damaged(path)
-        if is_new:
+        if not any(path.is_file() for path in self.folder.rglob("*")):  # new, perhaps of a run whose disk was full
             self.store_version(VERSION)
 
     @property

@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 from helpers.context import RecordingConsole, build_context, build_destination
+from helpers.full_disk import full_disk
 from helpers.job import Job
 from helpers.lake import lake_at
 from helpers.sizes import nightly, pick_size
@@ -184,14 +185,16 @@ def test_runs_keep_their_number_of_batches(workspace: Workspace) -> None:
     assert [record["batches"] for record in RunLog(workspace.folder).records()] == logged
 
 
-def test_workspace_without_version_and_tables_is_stamped(tmp_path: Path) -> None:
+def test_new_workspace_after_a_full_disk_needs_no_upgrade(tmp_path: Path) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        workspace.make_folders()
     workspace.make_folders()
-    (workspace.folder / "version").unlink()
     check_version(workspace, build_destination(workspace))
     assert workspace.version == VERSION
     (workspace.folder / "version").unlink()
-    (workspace.folder / "dlt" / "msgbubbles").mkdir()
+    (workspace.dlt_folder / "state.json").touch()
+    workspace.make_folders()
     with pytest.raises(UsageError, match=r"Run chats\.py once"):
         check_version(workspace, build_destination(workspace))
 

@@ -27,8 +27,6 @@ OLDER = (
 def check_version(workspace: Workspace, destination: Destination) -> None:
     """Check that this release wrote the workspace and the published tables. Raises `UsageError` otherwise."""
     refuse_newer(workspace.version, str(workspace.folder))
-    if not (destination.exists() or destination.has_tables() or any(workspace.dlt_folder.glob("*"))):
-        workspace.store_version(VERSION)  # there is nothing to upgrade
     published = published_version(destination)
     refuse_newer(published, destination.title)
     for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):
