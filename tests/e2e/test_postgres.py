@@ -206,6 +206,7 @@ def test_tables_and_columns_that_somebody_removed_are_read_again(new_job: NewJob
     change(
         "ALTER TABLE msgbubbles.messages ALTER COLUMN text TYPE integer USING 1",
         "ALTER TABLE msgbubbles.messages ALTER COLUMN extra TYPE text",
+        "ALTER TABLE msgbubbles.attachments DROP COLUMN _fetched_at",
         "UPDATE msgbubbles.numbers SET label = ''",
         "ALTER TABLE msgbubbles.numbers ALTER COLUMN label SET NOT NULL",
         "ALTER TABLE msgbubbles.chats RENAME TO chats_before",
@@ -216,6 +217,7 @@ def test_tables_and_columns_that_somebody_removed_are_read_again(new_job: NewJob
     for what in (
         "messages.text (integer)",
         "messages.extra (text)",
+        "attachments._fetched_at (missing)",
         "numbers.label (NOT NULL)",
         "chats (a view, now chats_replaced)",
         "sync_runs.batches (text)",

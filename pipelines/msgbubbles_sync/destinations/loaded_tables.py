@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from msgbubbles.tables import ColumnType
+from msgbubbles.tables import PARTICIPANT_LISTS, ColumnType
 from msgbubbles_sync.sql import fetch_rows, quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
@@ -47,6 +47,8 @@ KINDS: dict[ColumnType, set[str]] = {
     "double": {"DOUBLE", "double precision"},
     "integer": {"INTEGER", "integer"},
 }
+# Columns outside of the key without which rows of other times cannot be told apart.
+VERSIONED = {PARTICIPANT_LISTS.name: {"_fetched_at"}}
 CHANGED = "somebody has changed {what}: changed back"
 IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
 written into this table until then. Remove what is in its way there, and run {statement}"""
@@ -66,8 +68,8 @@ def find_repairs(
 ) -> list[Repair]:
     """Find what somebody has changed in the loaded tables of a schema.
 
-    That is a column of another type, a column that must not be null, a table without its key or `_dlt_load_id`, and a
-    view in the place of a table. `types` are the names of types in the statements.
+    That is a column of another type, a column that must not be null, a table without a column that is null in no row,
+    and a view in the place of a table. `types` are the names of types in the statements.
     """
     expected = {(table.name, column.name): column for table in TABLES.values() for column in table.columns}
     repairs: list[Repair] = []
@@ -94,13 +96,17 @@ def find_repairs(
     is_old = any(READ_AT in columns for columns in tables.values())  # the upgrade gives them these columns
     for table in () if is_old else sorted(TABLES.keys() & tables.keys() - JOB_TABLES.keys()):
         missing = _list_needed(table) - {*tables[table]}
-        if missing == {LOAD_ID}:
-            add = f"ALTER TABLE {schema}.{quote_name(table)} ADD COLUMN {LOAD_ID} {types['text']} DEFAULT '0'"
-            repairs.append(Repair(table, f"{table}.{LOAD_ID} (missing)", (add,)))
-        elif TABLES[table].key[0] in missing:  # dlt cannot add these columns to a table with rows
+        alter = f"ALTER TABLE {schema}.{quote_name(table)}"
+        if missing & ({*TABLES[table].key} | VERSIONED.get(table, set())):
             new = _choose_name(table, {*tables, *views})
-            rename = f"ALTER TABLE {schema}.{quote_name(table)} RENAME TO {quote_name(new)}"
-            repairs.append(Repair(table, f"{table} (without {', '.join(sorted(missing))}, now {new})", (rename,)))
+            what = f"{table} (without {', '.join(sorted(missing))}, now {new})"
+            repairs.append(Repair(table, what, (f"{alter} RENAME TO {quote_name(new)}",)))
+            continue
+        for name in sorted(missing):  # dlt cannot add these columns to a table with rows
+            value = f"{types['text']} DEFAULT '0'" if name == LOAD_ID else f"{types['timestamp']} DEFAULT now()"
+            repairs.append(
+                Repair(table, f"{table}.{name} (missing)", (f"{alter} ADD COLUMN {quote_name(name)} {value}",))
+            )
     for table, shown in views.items():
         new = _choose_name(table, {*tables, *views})
         renamed, path = quote_name(new), f"{schema}.{quote_name(table)}"
