@@ -122,6 +122,28 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
     assert job.ask("verify", "--full", *INTO)["equal"]
 
 
+def test_tables_that_somebody_changed_are_read_again(new_job: NewJob, lake: dict[str, str]) -> None:
+    job = new_job(chats=20, messages=100)
+    job.environment = lake
+    job.run(*INTO)
+    workspace = Workspace.from_path(job.database, "ducklake")
+    changes = {
+        "ALTER TABLE numbers DROP COLUMN handle": "numbers (without handle, now numbers_replaced)",
+        "ALTER TABLE attachments DROP COLUMN _dlt_load_id": "attachments._dlt_load_id (missing)",
+        "ALTER TABLE messages DROP COLUMN _fetched_at": "messages._fetched_at (missing)",
+        "ALTER TABLE messages DROP COLUMN text; ALTER TABLE messages ADD COLUMN text INT": "messages.text (INTEGER)",
+        "ALTER TABLE chats RENAME TO own; CREATE VIEW chats AS FROM own": "chats (a view, now chats_replaced)",
+    }
+    with build_destination(workspace).open_writer() as connection:
+        connection.execute("USE warehouse.msgbubbles")
+        for statements in changes:
+            connection.execute(statements)
+    errors = job.run(*INTO).errors
+    assert [what for what in changes.values() if f"somebody has changed {what}: changed back" not in errors] == []
+    with build_destination(workspace).open_reader() as connection:
+        assert differences_of(select_rows(connection), job.server.truth()) == {}
+
+
 def test_missing_configuration_of_the_lake_is_explained(new_job: NewJob) -> None:
     process = new_job(chats=0).start(*INTO)
     _, errors = process.communicate(timeout=120)

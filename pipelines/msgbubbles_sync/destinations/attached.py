@@ -26,7 +26,7 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 from . import server
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
-from .loaded_tables import Repair, has_lost_columns, has_own_rows
+from .loaded_tables import COLUMNS, Repair, find_repairs, has_lost_columns, has_own_rows
 from .scratch import open_scratch, select_for
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
@@ -79,9 +79,14 @@ class Attached(Destination):
     def _empty_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
         """Delete all rows of a table, so that its files no longer hold them."""
 
-    def _find_repairs(self, _connection: duckdb.DuckDBPyConnection) -> list[Repair]:
-        """Find what somebody has changed in the loaded tables, where that is possible."""
-        return []
+    def _find_repairs(self, connection: duckdb.DuckDBPyConnection) -> list[Repair]:
+        """Find what somebody has changed in the loaded tables."""
+        return find_repairs(connection.execute(COLUMNS.format(schema=self.dataset)).fetchall(), self.dataset)
+
+    def _execute(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
+        """Execute statements that undo it, all or none."""
+        with transaction(connection):
+            connection.execute(statements)
 
     @abstractmethod
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -219,7 +224,7 @@ class Attached(Destination):
             self._refuse_foreign_tables(stored)
         if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
             with self._attach() as connection:
-                execute = partial(server.execute, connection)
+                execute = partial(self._execute, connection)
                 self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
             self._workspace.forget_loads()

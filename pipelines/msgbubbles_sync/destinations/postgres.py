@@ -151,6 +151,9 @@ class Postgres(Attached):
             if table in TABLES
         ]
 
+    def _execute(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
+        server.execute(connection, statements)
+
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
         statements = build_statements(schema, read_stored_comments(connection, schema), list_descriptions())
         if statements:
