@@ -47,7 +47,7 @@ KINDS: dict[ColumnType, set[str]] = {
     "double": {"DOUBLE", "double precision"},
     "integer": {"INTEGER", "integer"},
 }
-# Columns outside of the key without which rows of other times cannot be told apart.
+# Columns outside of the key by which rows of different times differ.
 VERSIONED = {PARTICIPANT_LISTS.name: {"_fetched_at"}}
 CHANGED = "somebody has changed {what}: changed back"
 IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
