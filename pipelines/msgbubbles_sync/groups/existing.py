@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from msgbubbles.client import Client
-from msgbubbles.decode import read_participants
 from msgbubbles.errors import AuthenticationError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
@@ -18,7 +17,7 @@ from .apply import is_key_refused
 from .desired import Row, check_key, check_unique, name_row, read_text_columns
 from .ledger import Ledger, Observation, OperationResult
 from .model import ObservedGroup, fold_title
-from .observed import normalize_members, observe_groups, open_ledger, read_members, read_published
+from .observed import observe_groups, open_ledger, read_members, read_published, read_shown_members
 from .redact import GroupRedactor
 
 
@@ -114,11 +113,9 @@ class _Importer:
             raise UsageError("this chat is not a group, and only groups can be imported")
         if group.chat_id is None and fold_title(chat.title) != self._fold(group.title or ""):
             raise UsageError(f"{chat_id} had this title at the last sync, and has another one now. Pass its id")
-        shown = read_participants(chat)
-        if shown is None:
+        handles = read_shown_members(chat)
+        if handles is None:
             handles = read_members(self._context, chat_id, chat.from_handle)
-        else:
-            handles = normalize_members(shown, chat.from_handle)
         observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
         self._ledger.record_observation(observation)
         for entry in self._ledger.unresolved():

@@ -38,9 +38,7 @@ def plan_groups(context: Context, rows: Sequence[Row]) -> Plan:
         return build_plan(desired, observe_groups(ledger, published))
 
 
-def refresh_groups(
-    context: Context, client: Client, rows: Sequence[Row], on_group: Callable[[int], None] = lambda _count: None
-) -> Plan:
+def refresh_groups(context: Context, client: Client, rows: Sequence[Row], on_group: Callable[[int], None]) -> Plan:
     """Plan the groups of these rows by what the API shows: one request for the numbers, and one for each group.
 
     What it shows is recorded in the ledger. A group that it does not show gets a note in the plan. The caller holds the

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from msgbubbles.client import Client
-from msgbubbles.decode import read_participants
 from msgbubbles.handles import exclude_people, fold_handle
 from msgbubbles.models import Chat
 from msgbubbles.times import format_ms, to_epoch_ms
 
 from .ledger import Entry
 from .model import fold_title
-from .observed import normalize_members
+from .observed import read_shown_members
 
 # The clocks of the API and of this machine may differ by this much.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -73,9 +72,8 @@ def _is_candidate(chat: Chat, creation: Entry, since: datetime) -> bool:
 
 def _matches(group: Chat, creation: Entry) -> bool | None:
     """Return whether a chat is the group; null if the API shows too little to decide."""
-    shown = read_participants(group)
-    if shown is not None:
-        members = normalize_members(shown, group.from_handle)
+    members = read_shown_members(group)
+    if members is not None:
         return not exclude_people(members, creation.handles) and not exclude_people(creation.handles, members)
     if group.title is None or creation.title is None:
         return None

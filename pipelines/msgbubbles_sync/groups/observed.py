@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 
+from msgbubbles.decode import read_participants
 from msgbubbles.handles import fold_handle, parse_handle
+from msgbubbles.models import Chat
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.claims import SANDBOX, read_claim
 from msgbubbles_sync.errors import UsageError
@@ -128,6 +130,12 @@ def normalize_members(handles: Iterable[str], from_handle: str | None) -> tuple[
     ours = None if from_handle is None else fold_handle(from_handle)
     members = {fold_handle(handle): parse_handle(handle) or handle for handle in sorted(handles)}
     return tuple(sorted(handle for folded, handle in members.items() if folded != ours))
+
+
+def read_shown_members(group: Chat) -> tuple[str, ...] | None:
+    """Return the members of a group that was read by id, in canonical form; null if the API does not show them."""
+    shown = read_participants(group)
+    return None if shown is None else normalize_members(shown, group.from_handle)
 
 
 # -- the published tables

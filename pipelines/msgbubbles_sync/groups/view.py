@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from msgbubbles.models import Chat
 
 from .ledger import Entry, Ledger, Observation, Rendering
 from .model import ObservedGroup, fold_title
-from .observed import normalize_members
+from .observed import normalize_members, read_shown_members
 from .redact import GroupRedactor
 
 
@@ -24,7 +25,7 @@ class GroupView:
     """A group by `GET /chats/:id`. `participants` are as the API writes them; null if it does not show them."""
 
     observation: Observation
-    participants: tuple[str, ...] | None = None
+    participants: Sequence[str] | None = None
 
 
 def fetch_view(ledger: Ledger, client: Client, key: str, chat_id: str) -> GroupView:
@@ -36,9 +37,7 @@ def fetch_view(ledger: Ledger, client: Client, key: str, chat_id: str) -> GroupV
     except NotFoundError:
         observation = Observation(key, chat_id, None, None, None, True, seen_at)
     else:
-        shown = read_participants(chat)
-        participants = None if shown is None else tuple(shown)
-        handles = None if shown is None else normalize_members(shown, chat.from_handle)
+        participants, handles = read_participants(chat), read_shown_members(chat)
         observation = Observation(key, chat_id, chat.from_handle, chat.title, handles, False, seen_at)
     ledger.record_observation(observation)
     return GroupView(observation, participants)
