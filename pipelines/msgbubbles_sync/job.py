@@ -32,13 +32,12 @@ from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import COMBINED_FILE, RunReport, ends_run
 from .restore import tidy
-from .run_log import RunLog, store, store_failed_reads
+from .run_log import RunLog, store
 from .sql import create_table, list_columns
 from .tables import (
     CLAIM_TABLE,
     CONTACT_ALIASES,
     ERASURES,
-    FAILED_READS,
     GROUP_MEMBER_OPERATIONS,
     GROUP_OPERATIONS,
     GROUP_SIGHTINGS,
@@ -360,7 +359,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
-    workspace, destination, reads = context.workspace, context.destination, report.failed_reads
+    workspace, destination = context.workspace, context.destination
     if workspace.is_pending("removal"):
         context.console.fail(NOT_PUBLISHED)
         return
@@ -371,7 +370,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
             records = [*RunLog(workspace.folder).records(), report.record]
             keep_days = context.settings.sync.run_days
             report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, keep_days))
-            report.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
+            report.store_failed_reads()
         report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
         report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))
         report.write_table(VERSION_TABLE, store_version)

@@ -36,9 +36,7 @@ from .errors import list_causes
 from .files import write_privately
 from .report import RunReport
 from .restore import record_dlt_marks
-from .run_log import store_failed_reads
 from .sql import list_tables
-from .tables import FAILED_READS
 from .text import format_count
 from .workspace import DATASET
 
@@ -112,30 +110,29 @@ class StreamLoader:
             self._workspace.set_done("screen")
         self._store_failed_reads()
 
-    def _is_as_loaded(self) -> bool:
-        """Return whether the tables and dlt's state are as the last load has left them, so that dlt is not needed."""
-        destination = self._destination
-        # Other machines may have loaded into other destinations.
-        if destination.held or self._run.refused is not None or not isinstance(destination, DuckDBFile):
-            return False
-        state, loaded_with = read_state(self._workspace), self._workspace.folder / LOADED_WITH
-        if not (state and loaded_with.exists()):
-            return False
-        if loaded_with.read_text(errors="replace") != self._compute_key(state):
-            return False
+    def _find_loaded_state(self, destination: DuckDBFile) -> dict[str, Any] | None:
+        """Return dlt's state if it and the tables are as the last load has left them, so that dlt is not needed."""
+        content, loaded_with = read_state(self._workspace), self._workspace.folder / LOADED_WITH
+        if destination.held or self._run.refused is not None or not (content and loaded_with.exists()):
+            return None
+        if loaded_with.read_text(errors="replace") != self._compute_key(content):
+            return None
+        state: dict[str, Any] = json.loads(content)
         with destination.open_writer() as connection:
             has_all_tables = OWNERS.keys() | SHARED_TABLES <= {*list_tables(connection, DATASET)}
-            return has_all_tables and is_newest_state(connection, state)
+            return state if has_all_tables and is_newest_state(connection, state) else None
 
     def _load_directly(self, *resources: str) -> bool:
         """Load without dlt, and return whether the database accepts that. Raises what the readers raise."""
         destination, run, report = self._destination, self._run, self._report
-        self._is_direct = self._is_as_loaded()
-        if not (self._is_direct and isinstance(destination, DuckDBFile)):
+        if not isinstance(destination, DuckDBFile):  # other machines may have loaded into it
+            return False
+        state = self._find_loaded_state(destination)
+        self._is_direct = state is not None
+        if state is None:
             return False
         before = copy.deepcopy((run.changes, run.streams))
         run.settings, run.warehouse = self._source, Warehouse(destination.sql_client)
-        state = json.loads(read_state(self._workspace))
         try:
             with run.warehouse.connected():
                 with report.timed("extract"):
@@ -312,8 +309,7 @@ class StreamLoader:
         if self._run.failed_reads_changed:
             # The marts read this table, so it is written before they are built.
             self._workspace.set_pending("transform", "publish", "test_runs")
-            reads = report.failed_reads
-            report.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
+            report.store_failed_reads()
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

@@ -28,9 +28,9 @@ from .dbt.runner import BuildResult
 from .errors import CombinedFileError, InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
-from .run_log import iso_timestamp
+from .run_log import iso_timestamp, store_failed_reads
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
-from .tables import JOB_TABLES, TABLES
+from .tables import FAILED_READS, JOB_TABLES, TABLES
 
 # The part of a run that publishes the file that shows all accounts.
 COMBINED_FILE = "combined file"
@@ -114,6 +114,11 @@ class RunReport:
         if table.name not in destination.unwritable:  # which `prepare` has reported
             with self.isolate(table.name):
                 destination.write_table(table, write)
+
+    def store_failed_reads(self) -> None:
+        """Write the table of what could not be read."""
+        reads = self.failed_reads
+        self.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
 
     def publish(self) -> None:
         """Publish everything but the held marts, and those that cannot be copied to readers.

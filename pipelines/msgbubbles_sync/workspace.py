@@ -25,6 +25,8 @@ ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 PIPELINE = "msgbubbles"
 DATASET = "msgbubbles"
+# dlt's folders of packages that are not loaded yet, in that of the pipeline.
+PENDING_PACKAGES = ("normalize/extracted", "load/new", "load/normalized")
 # The file that names the account whose rows a warehouse holds.
 CLAIM_FILE = "account.json"
 # How many steps of `migrations.py` a workspace (in a file) and a warehouse (in a table) have.
@@ -176,6 +178,12 @@ class Workspace:
     def prefix(self) -> str:
         """The prefix of an account's schemas, where several accounts are in one database."""
         return "" if self.account is None else f"{self.account}_"
+
+    @property
+    def has_pending_load(self) -> bool:
+        """Whether dlt has packages that are not loaded yet."""
+        folder = self.dlt_folder / PIPELINE
+        return any(path for packages in PENDING_PACKAGES for path in folder.glob(f"{packages}/*"))
 
     def forget_loads(self) -> None:
         """Delete dlt's state, because its tables are lost, elsewhere or of another time.

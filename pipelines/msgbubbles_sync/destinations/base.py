@@ -21,6 +21,7 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
 from .loaded_tables import Repair, forget_schema, repair
+from .publish import Options
 
 # The file that lists the tables that nothing could be loaded into.
 HELD_TABLES = "held_tables.json"
@@ -59,6 +60,11 @@ class Destination(ABC):
     def name_schema(self, schema: str) -> str:
         """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
         return f"{self.prefix}{self._settings.schema_names[schema]}"
+
+    def options(self) -> Options:
+        """Return DuckDB's options for a connection that reads or writes whole tables."""
+        limit = self._settings.memory_limit
+        return {} if limit == "none" else {"memory_limit": limit}
 
     @abstractmethod
     def build_dlt_destination(self) -> Any:
@@ -167,12 +173,11 @@ class Destination(ABC):
 
         `version` is that of the tables' state, 0 if they have none. A load that has not finished is one ahead.
         """
-        folder = self._workspace.dlt_folder / PIPELINE
-        state = read_json(folder / "state.json")
+        state = read_json(self._workspace.dlt_folder / PIPELINE / "state.json")
         own = state.get("_state_version") if isinstance(state, dict) else None
         if not isinstance(own, int):
             return
-        has_load = any(path for part in ("normalize/extracted", "load/normalized") for path in folder.glob(f"{part}/*"))
+        has_load = self._workspace.has_pending_load
         if version < own - has_load or (version > own and has_load):  # dlt itself continues from a newer state
             self._workspace.forget_loads()
 

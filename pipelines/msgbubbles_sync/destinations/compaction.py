@@ -60,10 +60,9 @@ def compact(work: Path, options: Options | None = None) -> None:
         leftover.unlink(missing_ok=True)
     with duckdb.connect(str(work), config=options or {}) as connection:
         connection.execute("CHECKPOINT")
-        row = connection.execute("SELECT current_catalog()").fetchone()
-        catalog = quote_name(row[0] if row else "")
+        [(catalog,)] = connection.execute("SELECT current_catalog()").fetchall()
         connection.execute(f"ATTACH {quote_literal(str(new))} AS compacted")
-        connection.execute(f"COPY FROM DATABASE {catalog} TO compacted")
+        connection.execute(f"COPY FROM DATABASE {quote_name(catalog)} TO compacted")
         connection.execute("CHECKPOINT compacted")
         connection.execute("DETACH compacted")
     new.chmod(0o600)

@@ -24,7 +24,7 @@ from .claims import find_account_files
 from .compaction import compact, drop_leftovers, should_compact
 from .duckdb_load import SqlClient
 from .loaded_tables import COLUMNS, find_repairs, has_lost_columns
-from .publish import Options, clone, has_foreign_log, is_damaged, publish, read_mark
+from .publish import clone, has_foreign_log, is_damaged, publish, read_mark
 from .union_accounts import MANY_ACCOUNTS, ONE_ACCOUNT, combine, shows_accounts
 
 # The files that the file of all accounts was made from.
@@ -250,8 +250,3 @@ class DuckDBFile(Destination):
         return all(
             not has_foreign_log(file) and (mark is None or mark == read_mark(file)) for file, mark in marks.items()
         )
-
-    def options(self) -> Options:
-        """Return DuckDB's options for connections to the work file."""
-        limit = self._settings.memory_limit
-        return {} if limit == "none" else {"memory_limit": limit}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import secrets
 import time
 import zlib
@@ -22,8 +21,6 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.sql import quote_name
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
-# dlt's folders of packages that are not loaded yet.
-PENDING = ("normalize/extracted", "load/new", "load/normalized")
 # What dlt leaves out of the digest of a state: the rest of it is the same in every working folder.
 NOT_IN_DIGEST = ("_local", "_state_version", "_state_engine_version", "_version_hash")
 # After these errors dlt may load what DuckDB has refused here: it adds columns, names rows, uses other statements. It
@@ -60,18 +57,15 @@ class SqlClient:
 
 def read_state(workspace: Workspace) -> bytes:
     """Return dlt's state after the last load; empty if it is missing, or a load is pending."""
-    folder = workspace.dlt_folder / PIPELINE
-    if any(any((folder / packages).glob("*")) for packages in PENDING):
-        return b""
     with suppress(OSError):
-        return (folder / "state.json").read_bytes()
+        return b"" if workspace.has_pending_load else (workspace.dlt_folder / PIPELINE / "state.json").read_bytes()
     return b""
 
 
-def is_newest_state(connection: duckdb.DuckDBPyConnection, state: bytes) -> bool:
+def is_newest_state(connection: duckdb.DuckDBPyConnection, state: Mapping[str, Any]) -> bool:
     """Return whether the tables have this state of dlt, and not that of a load after it, which was killed."""
     with suppress(duckdb.CatalogException):
-        return connection.execute(NEWEST_STATE, [PIPELINE]).fetchone() == (json.loads(state)["_version_hash"],)
+        return connection.execute(NEWEST_STATE, [PIPELINE]).fetchone() == (state["_version_hash"],)
     return False
 
 

@@ -128,13 +128,6 @@ class ParquetFiles(Destination):
         return self._folder / ".msgbubbles" / f"{self._workspace.account or NAMELESS}.json"
 
     @property
-    def _options(self) -> dict[str, str]:
-        """The options of a connection that needs little memory."""
-        options = {"preserve_insertion_order": "false", "temp_directory": str(self._workspace.folder / "spilled")}
-        limit = self._settings.memory_limit
-        return options if limit == "none" else {**options, "memory_limit": limit}
-
-    @property
     def _build_file(self) -> Path:
         """The file that holds the name of the latest build."""
         return self._workspace.dbt_folder / "build"
@@ -292,7 +285,8 @@ class ParquetFiles(Destination):
         marts = self._find_builds(before.marts, held_marts)
         old, failure = dict(before.old), None
         try:
-            for path in merge_small_files(self.tables_folder, {self._folder / name for name in old}, self._options):
+            options = {**self.options(), "temp_directory": str(self._workspace.folder / "spilled")}
+            for path in merge_small_files(self.tables_folder, {self._folder / name for name in old}, options):
                 old[str(path.relative_to(self._folder))] = time.time()
         except duckdb.Error as error:  # what was written is published without that
             failure = error

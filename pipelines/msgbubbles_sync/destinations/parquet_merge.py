@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -12,6 +12,7 @@ from msgbubbles_sync.files import sync_to_disk
 from msgbubbles_sync.sql import quote_literal
 
 from .parquet_tables import read_tables
+from .publish import Options
 
 # If a table has more files than this, the small ones are merged into one.
 MAX_FILES = 100
@@ -20,7 +21,7 @@ MAX_FILES = 100
 SMALL_BYTES = 16 * 1024 * 1024
 
 
-def merge_small_files(tables: Path, replaced: Collection[Path], options: Mapping[str, str]) -> Iterator[Path]:
+def merge_small_files(tables: Path, replaced: Collection[Path], options: Options) -> Iterator[Path]:
     """Merge the small files of each table that has too many, and yield the files that this replaces.
 
     While old and new files exist, each row exists twice; only one of them is current.
@@ -40,7 +41,8 @@ def merge_small_files(tables: Path, replaced: Collection[Path], options: Mapping
         small = _find_small(files)
         new = folder / f".{time.time_ns()}.new"
         rows = table.build_query([str(path) for path in small])
-        with duckdb.connect(config=dict(options)) as connection:
+        with duckdb.connect(config=options) as connection:
+            connection.execute("SET preserve_insertion_order = false")
             connection.execute(f"COPY ({rows}) TO {quote_literal(str(new))} (FORMAT parquet)")
         sync_to_disk(new)
         new.rename(folder / f"compacted.{time.time_ns()}.parquet")
