@@ -29,7 +29,7 @@ def parse_handle(written: str) -> str | None:
     Google's tables of assigned numbers lag behind the networks. Invisible characters from copying are ignored, and so
     is a leading apostrophe, with which spreadsheets mark text.
     """
-    written = _visible(written).removeprefix("'")
+    written = strip_invisible(written).removeprefix("'")
     if "@" in written:
         return written.lower() if EMAIL.fullmatch(written) else None
     if not written.startswith("+"):
@@ -55,7 +55,7 @@ def fold_handle(written: str) -> str:
 
     `+541123456789` for `+54 9 11 2345-6789`, `ben@example.com` for `mailto:Ben@Example.com`.
     """
-    return _in_national_form(normalize_handle(SCHEME.sub("", _visible(written), count=1)))
+    return _in_national_form(normalize_handle(SCHEME.sub("", strip_invisible(written), count=1)))
 
 
 def exclude_people(handles: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -88,7 +88,7 @@ def _in_national_form(e164: str) -> str:
     return e164
 
 
-def _visible(written: str) -> str:
+def strip_invisible(written: str) -> str:
     """Remove invisible characters (direction marks, zero-width ones), and convert full-width characters."""
     shown = (char for char in unicodedata.normalize("NFKC", written) if unicodedata.category(char) != "Cf")
     return "".join(shown).strip()

@@ -182,7 +182,7 @@ class RateLimiter:
         self._database.close()
 
 
-def find_record(api_key: str, kind: str, folder: str | Path | None = None) -> Path:
+def find_record(api_key: str, kind: str, folder: str | Path | None) -> Path:
     """Return the path of a record about a key, in `folder` or this user's state folder. It does not reveal the key."""
     name = f"{kind}-{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
     return Path(folder or platformdirs.user_state_path("msgbubbles")) / name

@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from msgbubbles.handles import strip_invisible
 
 from .display import escape
 from .errors import InputFileError
@@ -86,8 +87,7 @@ def _detect_delimiter(text: str, columns: Collection[str]) -> str:
 
 def fold_column(name: object) -> str:
     """Return the canonical name of a column: `from_handle` for `From Handle`."""
-    visible = (char for char in unicodedata.normalize("NFKC", str(name)) if unicodedata.category(char) != "Cf")
-    return re.sub(r"[\s_-]+", "_", "".join(visible).strip().casefold())
+    return re.sub(r"[\s_-]+", "_", strip_invisible(str(name)).casefold())
 
 
 def check_columns(names: Iterable[object], columns: Collection[str], where: str, *, every: bool = False) -> None:

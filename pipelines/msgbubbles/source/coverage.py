@@ -40,20 +40,24 @@ class Coverage:
     def add(self, lo_ms: int, hi_ms: int, read_ms: int) -> None:
         """Record that the interval was read at `read_ms`."""
         if lo_ms < hi_ms:
-            before = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.intervals if lo < lo_ms]
-            after = [(max(lo, hi_ms), hi, read) for lo, hi, read in self.intervals if hi > hi_ms]
+            before, after = self._list_around(lo_ms, hi_ms)
             self.intervals = _join([*before, (lo_ms, hi_ms, read_ms), *after])
+
+    def _list_around(self, lo_ms: int, hi_ms: int) -> tuple[list[CoveredInterval], list[CoveredInterval]]:
+        """Return what is covered before an interval, and after it."""
+        before = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.intervals if lo < lo_ms]
+        after = [(max(lo, hi_ms), hi, read) for lo, hi, read in self.intervals if hi > hi_ms]
+        return before, after
 
     def forget_from(self, lo_ms: int) -> None:
         """Remove everything from `lo_ms` on, so that it is read again."""
-        self.intervals = [(lo, min(hi, lo_ms), read) for lo, hi, read in self.intervals if lo < lo_ms]
+        self.intervals, _ = self._list_around(lo_ms, OPEN_END_MS)
 
     def without(self, lo_ms: int, hi_ms: int) -> Coverage:
         """Return a copy without this interval."""
         rest = Coverage()
-        for lo, hi, read in self.intervals:
-            rest.add(lo, min(hi, lo_ms), read)
-            rest.add(max(lo, hi_ms), hi, read)
+        before, after = self._list_around(lo_ms, hi_ms)
+        rest.intervals = [*before, *after]
         return rest
 
     def forget_readings_after(self, latest_ms: int) -> None:

@@ -23,9 +23,9 @@ LISTS = ("by_feed", "by_thread")
 
 
 def read_directly(
-    api_key: str, redactor: Redactor, run: Run, resources: MutableMapping[str, Any], names: Collection[str] = ()
+    api_key: str, redactor: Redactor, run: Run, resources: MutableMapping[str, Any], names: Collection[str]
 ) -> list[tuple[Table, pa.Table]] | None:
-    """Read the resources with these names, by default all, and return the rows to load.
+    """Read the resources with these names, or all without any, and return the rows to load.
 
     `resources` is dlt's state after the last load, and that of this one afterwards. Returns null if it need not be
     stored: there are no rows, and it would only say when the newest page of each list was read.

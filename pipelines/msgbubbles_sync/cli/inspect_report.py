@@ -154,7 +154,7 @@ def _build_table(runs: list[RunRecord], *, is_narrow: bool) -> Table:
     return table
 
 
-def timeline(coverage: Coverage, begin_ms: int, now_ms: int, cell_count: int = TIMELINE_CELLS) -> str:
+def timeline(coverage: Coverage, begin_ms: int, now_ms: int, cell_count: int) -> str:
     """Return a character for each part of the time from `begin_ms` to now: the shade of what was read longest ago."""
     cells = []
     width = max((now_ms - begin_ms) / cell_count, 1)
