@@ -218,7 +218,7 @@ class Store:
             for row in self._alive()
             if row["at"] is not None and lo_ms <= row["at"] < hi_ms and newest.get(row["id"], -1) < row["at"]
         ]
-        return dict(found[:limit])
+        return dict(sorted(found, key=lambda item: -item[1])[:limit])
 
     def _read_messages(self) -> list[dict[str, Any]]:
         return [row for row in self.tables["messages"].values() if row["from_event_at"] is None]

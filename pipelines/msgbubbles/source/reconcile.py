@@ -27,7 +27,8 @@ from .stored import Warehouse
 SWEEPS_MISSED = 2
 # Missing rows are rare; a great many of them are spread over several runs.
 REQUESTS_A_RUN = 100
-# If reading this many lagging chats again in a row brings nothing, `last_message_at` is not the time of a message.
+# If reading this many lagging chats again in a row brings nothing, `last_message_at` is hardly the time of a message.
+# Then one is read at a time, with growing pauses.
 LAGGING_IN_VAIN = 30
 CHATS_AT_ONCE = 50
 # How long an event may wait for its message, and how many intervals are remembered as read.
@@ -56,7 +57,7 @@ def find_missing(warehouse: Warehouse, states: States, settings: SourceSettings)
     covered = Coverage(messages.covered)
     messages_complete = bool(covered.intervals) and not covered.gaps(settings.start_ms)
     lagging: dict[str, int] = {}
-    if messages_complete and chats.lagging_in_vain < LAGGING_IN_VAIN:
+    if messages_complete and not _should_pause(chats):
         final_ms = (covered.newest_ms or 0) - settings.lookback_ms
         behind = warehouse.lagging(settings.start_ms, final_ms, limit)
         lagging = {chat_id: at_ms for chat_id, at_ms in behind.items() if ("thread", chat_id) not in failed}
@@ -208,14 +209,15 @@ def drop_participants(chat: Chat) -> Chat:
 
 def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamContext) -> Iterator[Any]:
     run, in_vain, progress = context.run, state.lagging_in_vain, context.run.get_progress("messages")
-    if run.missing is None:
+    if run.missing is None or not lagging or _should_pause(state):
         return
+    max_in_vain = max(LAGGING_IN_VAIN, in_vain + 1)
     # The API may have shown an empty list once, so chats that still lag are read again, with growing pauses. One that
     # shows other messages will hardly show the missing one soon.
     state.lagging = {chat_id: at_ms for chat_id, at_ms in state.lagging.items() if lagging.get(chat_id) == at_ms}
     state.lagging_tries = tries = {chat_id: state.lagging_tries.get(chat_id, (0, 0)) for chat_id in state.lagging}
-    for chat_id, at_ms in lagging.items():
-        if not _is_due(state, chat_id, at_ms) or in_vain >= LAGGING_IN_VAIN:
+    for chat_id, at_ms in sorted(lagging.items(), key=lambda item: tries.get(item[0], (0, 0))[1]):
+        if not _is_due(state, chat_id, at_ms) or in_vain >= max_in_vain:
             continue
         tried, _ = tries.get(chat_id, (0, 0))
         before, listed = run.count_loaded("messages"), progress.rows
@@ -229,9 +231,15 @@ def _read_lagging(lagging: dict[str, int], state: ChatsState, context: StreamCon
         if run.count_loaded("messages") > before:
             run.reconciled["threads"] += 1
             in_vain = 0
-        elif not tried:
+        elif not tried or max_in_vain > LAGGING_IN_VAIN:
             in_vain += 1
         state.lagging_in_vain = in_vain
+
+
+def _should_pause(state: ChatsState) -> bool:
+    """Return whether no lagging chat is read now, because so many were read in vain."""
+    last_ms = max((at_ms for _, at_ms in state.lagging_tries.values()), default=0)
+    return is_waiting(state.lagging_in_vain - LAGGING_IN_VAIN + TRIES_WITHOUT_WAIT, last_ms, state.seen_ms)
 
 
 def _is_due(state: ChatsState, chat_id: str, at_ms: int) -> bool:

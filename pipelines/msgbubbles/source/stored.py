@@ -173,12 +173,16 @@ class Warehouse:
         return {chat_id: json.loads(handles) if isinstance(handles, str) else handles for chat_id, handles in rows}
 
     def lagging(self, lo_ms: int, hi_ms: int, limit: int) -> dict[str, int]:
-        """Return chats with no stored message since their `last_message_at`, if that is in the interval, with it."""
+        """Return chats with no stored message since their `last_message_at`, if that is in the interval, with it.
+
+        The newest come first, so that those which lag for good hide no other.
+        """
         rows = self._fetch_all(
             "SELECT id, last_message_at FROM {read_chats} WHERE last_message_at >= %s AND last_message_at < %s "
             "AND deleted_at IS NULL AND NOT EXISTS (SELECT 1 FROM {messages} AS messages "
             "WHERE messages.conversation_id = chats.id AND messages.cursor_at >= chats.last_message_at "
-            f"AND messages.cursor_at >= %s AND messages.from_event_at IS NULL) LIMIT {limit:d}",
+            "AND messages.cursor_at >= %s AND messages.from_event_at IS NULL) "
+            f"ORDER BY last_message_at DESC LIMIT {limit:d}",
             from_epoch_ms(lo_ms),
             from_epoch_ms(hi_ms),
             from_epoch_ms(lo_ms),

@@ -182,7 +182,7 @@ def test_chat_that_comes_back_brings_its_messages(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_threads_without_a_message_at_their_time_are_given_up(world: World) -> None:
+def test_threads_without_a_message_at_their_time_are_read_ever_less(world: World) -> None:
     """If `last_message_at` is not the time of a message, the requests would never end."""
     at = world.at() - timedelta(hours=2)
     for _ in range(200):
@@ -196,7 +196,22 @@ def test_threads_without_a_message_at_their_time_are_given_up(world: World) -> N
         requests.append(world.sync().traffic.requests["GET /messages"])
     assert world.differences() == {}
     assert requests[0] >= reconcile.LAGGING_IN_VAIN
-    assert requests[-1] <= 3, "and after that it is quiet"
+    assert requests[-1] <= 3, "and after that one is read at a time"
+    late = NewMessage(ids(world)[-1], "inbound", "hello", world.at(), "received", sender="+14155550124")
+    for _ in range(3):
+        world.pass_time(10 * MINUTE_MS)
+        requests.append(world.sync().traffic.requests["GET /messages"])
+    assert requests[-1] <= 3, "after a pause"
+    for _ in range(6):
+        world.pass_time(26 * HOUR_MS)
+        write(world, ids(world)[3])
+        world.sync()
+    world.account.add_message(late)
+    for _ in range(3):
+        world.pass_time(26 * HOUR_MS)
+        requests.append(world.sync().traffic.requests["GET /messages"])
+    assert world.differences() == {}, "a message that is missing is found nevertheless"
+    assert max(requests[-3:]) <= reconcile.LAGGING_IN_VAIN + 20
 
 
 def test_chat_whose_list_is_empty_is_read_again_with_growing_pauses(world: World) -> None:
