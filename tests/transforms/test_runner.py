@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import duckdb
 import pytest
 
 from helpers.context import build_destination
-from msgbubbles_sync.dbt import last_project, process, project, runner, unreadable
+from msgbubbles_sync.dbt import process, project, runner, unreadable
 from msgbubbles_sync.dbt.command_result import TIMED_OUT
 from msgbubbles_sync.dbt.runner import compile_models, load_build_result, transform
 from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
@@ -152,7 +153,7 @@ def own_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in copy.glob("models/**/*.sql"):
         if path.stem not in find_models(copy, "calendar", "stg_stream_coverage", "stg_failed_reads"):
             path.unlink()
-    for module in (process, project, runner, unreadable, last_project):
+    for module in (process, project, runner, unreadable):
         monkeypatch.setattr(module, "PROJECT", copy)
     return copy
 
@@ -249,6 +250,9 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
     link, cycle = own.with_name("link.sql"), own.with_name("cycle.sql")
     link.symlink_to("nowhere.sql")
     cycle.write_text("select * from {{ ref('cycle') }}")
+    # They keep no copy of the project from being made.
+    (own_project / "models" / "loop").symlink_to(".")
+    os.mkfifo(own_project / "pipe")
     assert build(1) == 1
     result = load_build_result(workspace)
     assert (result.failed_models, result.unbuilt_marts) == ([], ["cycle", "link", "own"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from msgbubbles.version import VERSION
 from msgbubbles_sync.files import remove, write_privately
 from msgbubbles_sync.workspace import Workspace
 
-from .project import MADE_BY_DBT, PROJECT
+from .project import copy_project
 
 # The copy, and a file in it: the release that built the marts, and the digest of the build.
 FOLDER, BUILT_BY = "last_project", "built_by"
@@ -22,7 +21,7 @@ def store_last_project(workspace: Workspace, digest: str) -> None:
     with suppress(OSError):  # a full or read-only disk, which the run reports as well
         if not (copy / BUILT_BY).is_file() or (copy / BUILT_BY).read_text(errors="replace") != content:
             remove(copy)
-            shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(*MADE_BY_DBT))
+            copy_project(copy)
             write_privately(copy / BUILT_BY, content)
 
 

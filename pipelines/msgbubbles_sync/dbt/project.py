@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -18,6 +20,8 @@ from msgbubbles_sync.settings import Settings
 PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
 # The files that decide how the marts are built.
 BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
+# Folders that dbt reads, perhaps through a link. It follows no other link to a folder.
+READ_BY_DBT = ("models", "macros", "tests", "seeds", "snapshots", "analyses")
 # Folders that dbt creates.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
 
@@ -75,6 +79,21 @@ def compute_key(*names: str, folder: Path | None = None) -> bytes:
         path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in MADE_BY_DBT
     )
     return compute_digest(files, folder, platform.python_version(), *_find_versions(), *names).digest()
+
+
+def copy_project(copy: Path, left_out: Collection[Path] = ()) -> None:
+    """Copy the files of the project that dbt can read to a new folder, without these."""
+
+    def is_needed(path: Path) -> bool:
+        if path.name in MADE_BY_DBT or path in left_out or not os.access(path, os.R_OK):
+            return False
+        is_folder = path.is_dir() and (not path.is_symlink() or path in [PROJECT / name for name in READ_BY_DBT])
+        return is_folder or path.is_file()
+
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if not is_needed(Path(folder, name))]
+
+    shutil.copytree(PROJECT, copy, ignore=ignore)
 
 
 @cache

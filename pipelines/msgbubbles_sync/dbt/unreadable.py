@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from msgbubbles_sync.files import read_json, read_modified_at_ns, remove, write_
 from msgbubbles_sync.workspace import Workspace
 
 from .last_project import find_last_project
-from .project import MADE_BY_DBT, PROJECT
+from .project import PROJECT, copy_project
 
 # How dbt names a file that it cannot read, and a line of it.
 NAMED_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error reading \w+: (?P<in_models>\S+)")
@@ -122,16 +120,7 @@ class UnreadableFiles:
         if mark.is_file() and mark.read_text(errors="replace") == content:
             return copy
         remove(copy)
-        left_out = {str(PROJECT / file.path) for file in self.files}
-
-        def ignore(folder: str, names: list[str]) -> list[str]:
-            paths = ((name, f"{folder}/{name}") for name in names)
-            return [
-                name for name, path in paths
-                if name in MADE_BY_DBT or path in left_out or not os.access(path, os.R_OK)
-            ]  # fmt: skip
-
-        shutil.copytree(PROJECT, copy, ignore=ignore)
+        copy_project(copy, [PROJECT / file.path for file in self.files])
         mark.parent.mkdir()
         write_privately(mark, content)
         return copy
