@@ -134,7 +134,7 @@ class RowBuffer:
         if isinstance(row, Message):
             for attachment in row.attachments or ():
                 attachment.message_id = attachment.message_id or row.id
-                self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
+                self.put(attachment, fetched_at)
 
     def _key(self, table: str, row: Row) -> str:
         """Return the key of a row in this buffer: its own, plus its parent if another parent came first."""
@@ -277,7 +277,7 @@ class RowBuffer:
                 self._removed.add(attachment.id)
                 if attachment.id not in self._rows["attachments"]:
                     attachment.removed_at = fetched_at
-                    self._put("attachments", self._key("attachments", attachment), attachment, fetched_at)
+                    self.put(attachment, fetched_at)
 
     def _build_changed_items(self, table: str, rows: list[Fetched]) -> Iterator[Any]:
         """Build items from the rows that are new or differ from the stored ones, and from titles that changed."""

@@ -142,6 +142,10 @@ def build_table(headings: Sequence[str], left: Collection[str]) -> Table:
     return table
 
 
+def print_warning(console: Console, line: str) -> None:
+    console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
 def check_terminal() -> None:
     """Check that somebody can answer a question. Raises `UsageError`."""
     if not sys.stdin.isatty():

@@ -12,6 +12,8 @@ from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.text import estimate_minutes, format_count
 
+from .console import print_warning
+
 SIGNS = {"create": ("+", "green"), "rename": ("~", "yellow"), "add": ("+", "green"), "remove": ("-", "red")}
 PAST = {"create": "created", "rename": "renamed", "add": "added", "remove": "removed"}
 
@@ -52,9 +54,9 @@ def show_plan(
         line.append(_describe_operation(operation, observed.get(operation.key)), style="default")
         console.print(line, soft_wrap=True)
     for note in plan.notes:
-        _warn(console, f"! {escape(note.key)}: {note.what}")
+        print_warning(console, f"! {escape(note.key)}: {note.what}")
     if plan.vanished:
-        _warn(console, f"? no longer in the table, left unchanged: {', '.join(map(escape, plan.vanished))}")
+        print_warning(console, f"? no longer in the table, left unchanged: {', '.join(map(escape, plan.vanished))}")
     if unresolved:
         operations = format_count(unresolved, "operation")
         console.print(f"{operations} of an earlier apply with unknown outcome; apply finds out first.")
@@ -86,7 +88,7 @@ def show_applied(console: Console, applied: ApplyResult, requests: int) -> None:
     resolved = f"; {applied.resolved:,} of an earlier apply resolved" if applied.resolved else ""
     console.print(f"{counts or 'Nothing changed'}{resolved}. {format_count(requests, 'request')}.")
     for remark in applied.remarks:
-        _warn(console, f"! {escape(remark.key)}: {remark.operation}: {remark.what}")
+        print_warning(console, f"! {escape(remark.key)}: {remark.operation}: {remark.what}")
 
 
 def list_problems(applied: ApplyResult) -> list[str]:
@@ -109,7 +111,3 @@ def imported_dict(observation: Observation) -> dict[str, object]:
 def describe_imported(observation: Observation) -> str:
     members = format_count(len(observation.handles or ()), "known member")
     return f"{escape(observation.key)} is now {observation.chat_id}, with {members}"
-
-
-def _warn(console: Console, line: str) -> None:
-    console.print(line, style="yellow", markup=False, soft_wrap=True)

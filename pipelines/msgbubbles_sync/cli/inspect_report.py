@@ -23,7 +23,7 @@ from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads
 from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.text import estimate_minutes, format_count, format_span
 
-from .console import Reporter, build_table, count_requests, name_as_called
+from .console import Reporter, build_table, count_requests, name_as_called, print_warning
 
 DIFFERENCES_SHOWN = 50
 MARKS = {"ok": "[green]ok[/green]", "info": "[cyan]--[/cyan]", "failed": "[red]!![/red]"}
@@ -128,12 +128,12 @@ def print_status(status: Status, local: LocalState, now: datetime, console: Cons
     console.print(f"         [dim]{shades}  {OLD} longer ago  {NEVER} never[/dim]", highlight=False, soft_wrap=True)
     warnings = [warning for warning in (status.other_job, status.shared_key) if warning]
     for line in [*describe_failed_reads(status.failed_reads), *warnings]:
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        print_warning(console, line)
     if status.runs:
         console.print(_build_table(status.runs, is_narrow=console.width < NARROW_WIDTH))
     failed_parts = describe_failed_parts(status.runs[-1]) if status.runs else ()
     for line in [*describe_failed_runs(status.runs), *failed_parts]:
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        print_warning(console, line)
 
 
 def _build_table(runs: list[RunRecord], *, is_narrow: bool) -> Table:
