@@ -12,7 +12,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from configparser import ConfigParser
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import yaml
 
 from helpers.doc_blocks import Block, find_missing_line, read_blocks, split_console
 from helpers.process import inherited_environment, install_forks
-from msgbubbles_sync.sandbox import Account, Server, seed, serve
+from helpers.served import serve_seeded
+from msgbubbles_sync.sandbox import Server
 from msgbubbles_sync.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +40,7 @@ COPIED = ("pipelines", "transforms", "notebooks", "examples", "dlt_config", "doc
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=40, messages=200, days=20)
-    with serve(account) as server:
+    with serve_seeded(chats=40, messages=200) as server:
         yield server
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from helpers.served import serve_seeded
 from msgbubbles.client import Client
 from msgbubbles.errors import ConflictError, NotFoundError, PermanentError
 from msgbubbles.transport import Transport
-from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
+from msgbubbles_sync.sandbox import Server
 
 OURS, ANNA, BEN = "+14155550100", "+14155550111", "ben@example.com"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=20, messages=60, days=20)
-    with serve(account, Knobs()) as running:
-        yield running
+    with serve_seeded(chats=20, messages=60) as server:
+        yield server
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from helpers.served import serve_seeded
 from helpers.world import World, build_settings
 from msgbubbles.client import Client
 from msgbubbles.errors import PermanentError, RetryableError
@@ -23,9 +24,7 @@ CHATS, MESSAGES = 150, 700
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=CHATS, messages=MESSAGES, days=20)
-    with serve(account, Knobs()) as server:
+    with serve_seeded(chats=CHATS, messages=MESSAGES) as server:
         yield server
 
 

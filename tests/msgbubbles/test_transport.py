@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.served import serve_seeded
 from msgbubbles.client import Client
 from msgbubbles.errors import (
     ApiError,
@@ -34,7 +35,7 @@ from msgbubbles.errors import (
 from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.responses import retry_after_seconds
 from msgbubbles.transport import Transport, check_base_url
-from msgbubbles_sync.sandbox import Account, Knobs, Server, seed, serve
+from msgbubbles_sync.sandbox import Server
 
 SECRET = "sk_live_secret_of_mine"  # noqa: S105 - nobody's
 TEXT = "a text that nobody else may see"
@@ -42,10 +43,8 @@ TEXT = "a text that nobody else may see"
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=20, messages=60, days=20)
-    with serve(account, Knobs()) as running:
-        yield running
+    with serve_seeded(chats=20, messages=60) as server:
+        yield server
 
 
 def build_client(server: Server, rate_limiter: RateLimiter | None = None, **options: Any) -> Client:

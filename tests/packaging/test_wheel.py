@@ -14,7 +14,6 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, distribution
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -26,8 +25,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from helpers.process import inherited_environment
+from helpers.served import serve_seeded
 from helpers.sizes import IS_NIGHTLY
-from msgbubbles_sync.sandbox import Account, Server, seed, serve
+from msgbubbles_sync.sandbox import Server
 
 ROOT = Path(__file__).parents[2]
 # dbt-core runs without it; it is an sdist that downloads a binary while it installs.
@@ -159,9 +159,7 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=40, messages=200, days=20)
-    with serve(account) as server:
+    with serve_seeded(chats=40, messages=200) as server:
         yield server
 
 

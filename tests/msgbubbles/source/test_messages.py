@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.served import serve_seeded
 from helpers.world import OURS, World, build_settings
 from msgbubbles.client import Client
 from msgbubbles.models import Page
@@ -16,7 +17,7 @@ from msgbubbles.source.messages import read_messages
 from msgbubbles.source.run import Run
 from msgbubbles.source.streams import read_stream
 from msgbubbles.transport import Transport
-from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, seed, serve
+from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -52,12 +53,10 @@ def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
 
 
 def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=25, messages=300, days=20)
-    long = account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
-    times = [datetime.now(UTC) - timedelta(minutes=n) for n in range(250)]
-    account.add_messages([NewMessage(long, "inbound", "x", at, "received") for at in times])
-    with serve(account, Knobs(feed=False)) as server:
+    with serve_seeded(Knobs(feed=False), chats=25, messages=300) as server:
+        long = server.account.all("SELECT id FROM chats LIMIT 1")[0]["id"]
+        times = [datetime.now(UTC) - timedelta(minutes=n) for n in range(250)]
+        server.account.add_messages([NewMessage(long, "inbound", "x", at, "received") for at in times])
         state: dict[str, Any] = {"has_tables": True}
         found: set[str] = set()
         for allowed in (5, 9, 13, 4, 200):
@@ -69,22 +68,20 @@ def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
 
 
 def test_thread_that_grew_by_more_than_a_page_is_read_completely() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account, Knobs(feed=False)) as server, Client(Transport(server.url, server.key, None)) as client:
+    few = serve_seeded(Knobs(feed=False), chats=5, messages=20)
+    with few as server, Client(Transport(server.url, server.key, None)) as client:
         state: dict[str, Any] = {"has_tables": True}
         read_message_ids(client, state, Run())
         chat_id, now = server.truth().chats[0]["id"], datetime.now(UTC)
         times = [now + timedelta(milliseconds=n) for n in range(250)]
-        new = account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
+        new = server.account.add_messages([NewMessage(chat_id, "inbound", "x", at, "received") for at in times])
         assert set(new) <= read_message_ids(client, state, Run())
 
 
 @pytest.mark.parametrize("feed", [True, False])
 def test_refused_feed_is_remembered(feed: bool) -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account, Knobs(feed=feed)) as server, Client(Transport(server.url, server.key, None)) as client:
+    few = serve_seeded(Knobs(feed=feed), chats=5, messages=20)
+    with few as server, Client(Transport(server.url, server.key, None)) as client:
         state: dict[str, Any] = {"has_tables": True}
         for _ in range(2):
             run = Run()
@@ -95,9 +92,8 @@ def test_refused_feed_is_remembered(feed: bool) -> None:
 
 
 def test_empty_feed_is_not_trusted() -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=5, messages=20, days=20)
-    with serve(account) as server, Client(Transport(server.url, server.key, None)) as client:
+    few = serve_seeded(chats=5, messages=20)
+    with few as server, Client(Transport(server.url, server.key, None)) as client:
         asked = client.list_messages
 
         def no_feed(conversation_id: str | None = None, limit: int = 100, before: str | None = None) -> Any:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from helpers.process import PIPELINES, inherited_environment, run_process
+from helpers.served import serve_seeded
 from msgbubbles.errors import ConfigurationError
 from msgbubbles.source import msgbubbles_source
-from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
+from msgbubbles_sync.sandbox import Knobs
 
 PIPELINE = """
 import json, sys
@@ -41,9 +41,7 @@ else:
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [(), ("chats",)])
 def test_five_lines_load_everything_and_a_failure_loads_nothing(tmp_path: Path, only: tuple[str, ...]) -> None:
-    account = Account()
-    seed(account, now=datetime.now(UTC), chats=120, messages=400, days=20)
-    with serve(account, Knobs(server_errors=1.0)) as server:
+    with serve_seeded(Knobs(server_errors=1.0), chats=120, messages=400) as server:
 
         def run(*, start_anew: bool = False) -> object:
             done = run_process(
