@@ -22,7 +22,7 @@ from msgbubbles_sync.workspace import Workspace
 
 def test_error_in_a_check_does_not_stop_the_others(tmp_path: Path) -> None:
     context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
-    context.workspace.folder.mkdir(parents=True)
+    context.workspace.make_folders()
 
     def connect() -> Client:
         raise UsageError("No API key.")
