@@ -17,7 +17,8 @@ from msgbubbles.source.run import MissingRows, Run
 
 from .contact_aliases import load_contact_aliases
 from .context import Context, Limits
-from .dbt.runner import check_tools, describe_unbuilt, forget_build, is_outdated, load_build_result, transform
+from .dbt.build_result import describe_unbuilt, load_build_result
+from .dbt.runner import check_tools, forget_build, is_outdated, transform
 from .destinations import Destination, claims
 from .destinations.version import store_version
 from .groups.ledger import LEDGER, Ledger

@@ -24,7 +24,7 @@ from msgbubbles.tables import Table
 from msgbubbles.version import VERSION
 
 from .context import Context
-from .dbt.runner import BuildResult
+from .dbt.build_result import BuildResult
 from .errors import CombinedFileError, InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end

@@ -27,7 +27,7 @@ from msgbubbles.source import chats, direct
 from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
-from msgbubbles_sync.dbt.runner import BuildResult
+from msgbubbles_sync.dbt.build_result import BuildResult
 from msgbubbles_sync.destinations import duckdb_file, duckdb_load
 from msgbubbles_sync.destinations.duckdb_load import read_state
 from msgbubbles_sync.destinations.load import build_pipeline

@@ -21,8 +21,8 @@ from helpers.context import build_destination
 from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
+from msgbubbles_sync.dbt.build_result import BuildResult, get_details_path, load_build_result
 from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
-from msgbubbles_sync.dbt.runner import BuildResult, get_details_path, load_build_result
 from msgbubbles_sync.lock import hold_lock, read_holder
 from msgbubbles_sync.workspace import Workspace
 

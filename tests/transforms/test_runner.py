@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import duckdb
 import pytest
 
 from helpers.context import build_destination
-from msgbubbles_sync.dbt import process, project, runner, unreadable
+from msgbubbles_sync.dbt import build_result, process, project, runner, unreadable
+from msgbubbles_sync.dbt.build_result import load_build_result
 from msgbubbles_sync.dbt.command_result import TIMED_OUT
-from msgbubbles_sync.dbt.runner import compile_models, load_build_result, transform
+from msgbubbles_sync.dbt.runner import compile_models, transform
 from msgbubbles_sync.dbt.unreadable import MACROS, find_unreadable_file
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.settings import Settings, SyncSettings, TransformSettings
@@ -192,7 +194,7 @@ def test_data_test_of_a_view_that_cannot_be_read_concerns_only_that_view(
     shutil.copy(warehouse.path, workspace.work)
     result = transform(workspace, build_destination(workspace), Settings())
     assert (result.failed_models, result.failed_tests, result.marts) == ([], ["not_null_own_number"], ["own"])
-    assert "Could not convert string 'a'" in runner.get_details_path(workspace).read_text()
+    assert "Could not convert string 'a'" in build_result.get_details_path(workspace).read_text()
 
 
 def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path: Path, own_project: Path) -> None:
@@ -211,7 +213,15 @@ def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path:
     settings = Settings(sync=SyncSettings(statement_timeout_seconds=3))
     result = transform(workspace, build_destination(workspace), settings)
     assert (result.failed_models, result.unbuilt_marts, result.marts) == (["own"], ["own"], ["own_view"])
-    assert TIMED_OUT in runner.get_details_path(workspace).read_text()
+    assert TIMED_OUT in build_result.get_details_path(workspace).read_text()
+    # It would cost the limit in each run: it is built again after a pause, or with another limit.
+    for limit_seconds, tries in ((3, 1), (2, 2)):
+        settings = Settings(sync=SyncSettings(statement_timeout_seconds=limit_seconds))
+        again = transform(workspace, build_destination(workspace), settings)
+        assert replace(again, timed_out={}) == replace(result, timed_out={})
+        assert {name: value[0] for name, value in again.timed_out.items()} == dict.fromkeys(result.timed_out, tries)
+    assert "; own took too long, and is not built before 20" in build_result.describe_unbuilt(workspace, again)
+    assert again.list_waiting(2) == [*result.timed_out]
     with duckdb.connect(str(workspace.work)) as connection:
         assert connection.execute(
             "select count(*) from staging.stg_chats, (select count(*) from marts.calendar)"
@@ -277,7 +287,7 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
         (Path(__file__).parents[2] / "transforms/macros/views.sql").read_text()
     )
     assert build(4) == 4
-    assert load_build_result(workspace) == runner.BuildResult()
+    assert load_build_result(workspace) == build_result.BuildResult()
 
     # From here on, there is a project from which all marts were built.
     original = Path(__file__).parents[2] / "transforms"

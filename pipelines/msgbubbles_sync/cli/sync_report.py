@@ -9,7 +9,7 @@ from rich.console import Console
 
 from msgbubbles.errors import AuthenticationError, ForbiddenError, MsgBubblesError
 from msgbubbles.source.run import Run
-from msgbubbles_sync.dbt.runner import get_details_path
+from msgbubbles_sync.dbt.build_result import get_details_path
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 from msgbubbles_sync.text import format_count

@@ -36,8 +36,9 @@ class CommandResult:
         return None in self.failed
 
     @property
-    def has_timed_out(self) -> bool:
-        return TIMED_OUT in self.messages
+    def timed_out(self) -> list[str]:
+        """The models and data tests that took too long."""
+        return [failed.node.name for failed in self.failed if failed and TIMED_OUT in str(failed.message)]
 
     def explain(self, destination: Destination) -> str:
         """Return the end of a sentence: what the database's messages mean, and the file that has them."""

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
+from .build_result import BuildResult, Timeouts, count_timeouts, get_details_path, load_build_result, store_build_result
 from .command_result import CommandResult
 from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
@@ -32,30 +33,8 @@ from .unreadable import UnreadableFile, UnreadableFiles, find_unreadable_file, l
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
 
-# Files in the workspace's folder `dbt`: the digest of the last build, when all rows were last tested, and what failed
-# when the marts were last built.
-BUILD_DIGEST, FULL_TESTS_AT, BUILD_RESULT = "built_with", "full_tests_at", "data_tests.json"
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What failed when the marts were last built.
-
-    Attributes:
-        failed_tests: The data tests that failed.
-        marts: The marts that they concern.
-        failed_rows: The number of rows that fail each; the file of `get_details_path` has queries that select them.
-        failed_models: The models that could not be built.
-        unbuilt_marts: The marts that these are, or that are built from them: they are as they were before.
-        unreadable_files: Which files of the project dbt could not read, so that they were left out, and what to do.
-    """
-
-    failed_tests: list[str] = field(default_factory=list)
-    marts: list[str] = field(default_factory=list)
-    failed_rows: dict[str, int] = field(default_factory=dict)
-    failed_models: list[str] = field(default_factory=list)
-    unbuilt_marts: list[str] = field(default_factory=list)
-    unreadable_files: str = ""
+# Files in the workspace's folder `dbt`: the digest of the last build, and when all rows were last tested.
+BUILD_DIGEST, FULL_TESTS_AT = "built_with", "full_tests_at"
 
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
@@ -95,15 +74,17 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     dbt = _Dbt(
         workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
     )
+    before = BuildResult() if is_full else load_build_result(workspace)
+    dbt.skip(before)
     dbt.leave_out(load_unreadable_files(workspace, dbt.depends_on[0]))
-    result = BuildResult()
-    failed_before = [] if is_full else load_build_result(workspace).failed_models
+    result, failed_before = BuildResult(), before.failed_models
     with ExitStack() as stack:
         folders = stack.enter_context(destination.open_build())
         if folders is not None:
             session = stack.enter_context(spark.open_session(settings.transforms.spark, folder))
             spark.register_tables(session, *folders, destination.prefix)
-        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not failed_before
+        has_failed = bool(failed_before or before.timed_out)
+        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not has_failed
         timeout_seconds = settings.sync.statement_timeout_seconds
         plan = PlanFile(folder / "plan.json", dbt.depends_on, timeout_seconds) if can_plan else None
         unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES
@@ -120,38 +101,16 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
             result = dbt.test(destination, result)
         unbuilt = sorted({*result.unbuilt_marts, *dbt.unreadable.marts})
-        result = replace(result, unbuilt_marts=unbuilt, unreadable_files=dbt.unreadable.describe(workspace))
+        result = replace(
+            result, unbuilt_marts=unbuilt, unreadable_files=dbt.unreadable.describe(workspace), timed_out=dbt.timed_out
+        )
         if plan is not None and not is_planned and not dbt.has_rebuilt:
             plan.record(destination, dbt.nodes, dbt.executed)
     if has_tests and not result.failed_tests and not result.failed_models:
         write_privately(folder / FULL_TESTS_AT, str(time.time() if is_due else full_tests_at))
         workspace.set_done("test_runs")
-    write_privately(folder / BUILD_RESULT, json.dumps(asdict(result)))
+    store_build_result(workspace, result)
     return result
-
-
-def load_build_result(workspace: Workspace) -> BuildResult:
-    """Load what failed when the marts were last built."""
-    with suppress(OSError, ValueError, TypeError):
-        return BuildResult(**json.loads((workspace.dbt_folder / BUILD_RESULT).read_text()))
-    return BuildResult()
-
-
-def describe_unbuilt(workspace: Workspace, result: BuildResult) -> str:
-    """Return what could not be built, and what that means for readers; empty if everything was built."""
-    if not result.failed_models:
-        return result.unreadable_files
-    failed = (
-        f"could not be built: {', '.join(result.failed_models)}; readers see the last published version of "
-        f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; "
-        "they are built again when the project changes, or with the next new rows"
-    )
-    return "; ".join(filter(None, (failed, result.unreadable_files)))
-
-
-def get_details_path(workspace: Workspace) -> Path:
-    """Return the file with the database's messages about what failed last, and the queries of failed data tests."""
-    return workspace.dbt_folder / "last_error.txt"
 
 
 def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> None:
@@ -216,6 +175,14 @@ class _Dbt:
         self.nodes: list[Any] = []
         self.executed: list[tuple[str, str]] = []
         self._building: set[str] = set()
+        # What took too long, and which of that is not run again yet.
+        self.timed_out: Timeouts = {}
+        self._waiting: list[str] = []
+
+    def skip(self, before: BuildResult) -> None:
+        """Do not run what took too long, until some time has passed."""
+        self.timed_out = before.timed_out
+        self._waiting = before.list_waiting(self._settings.sync.statement_timeout_seconds)
 
     def leave_out(self, unreadable: UnreadableFiles) -> None:
         """Leave these files out of the project from now on, or take the one before. Raises `TransformError`."""
@@ -244,6 +211,10 @@ class _Dbt:
                     os.environ[name] = value
         result = CommandResult(answer, get_details_path(self._workspace))
         self.nodes += result.nodes
+        self.timed_out = count_timeouts(
+            self.timed_out, result.timed_out, {node.name for node in result.nodes},
+            self._settings.sync.statement_timeout_seconds,
+        )  # fmt: skip
         if result.failed:
             # The traceback of a failed model holds a cursor in a cycle, which keeps the database open.
             gc.collect()
@@ -266,18 +237,21 @@ class _Dbt:
         A model that fails may have a table that somebody changed, so it is built from scratch, as are those that failed
         before.
         """
-        options = ["--full-refresh"] if is_full else _select("--exclude", failed_before)
+        failed_before = [name for name in failed_before if name not in self._waiting]
+        options = ["--full-refresh"] if is_full else _select("--exclude", [*failed_before, *self._waiting])
         result = self.run("run", *options)
         while result.has_not_started and self._leave_out_unreadable_file(result.messages):
             result = self.run("run", *options)
         if self.target != "spark" and not is_full and not result.has_not_started:
             failed = [*failed_before, *(failed.node.name for failed in result.failed)]
-            if failed and destination.explain(result.messages) is None and not result.has_timed_out:
+            if failed and destination.explain(result.messages) is None and not result.timed_out:
                 self.has_rebuilt = True
-                result = self.run("run", "--full-refresh", *_select("--select", failed))
-        if not result.failed:
+                selected = (*_select("--select", failed), *_select("--exclude", self._waiting))
+                result = self.run("run", "--full-refresh", *selected)
+        nodes = self._list_failed(result, "model")
+        if not nodes and not result.failed:
             return BuildResult()
-        unbuilt = self._find_marts([failed.node for failed in result.failed if failed])
+        unbuilt = self._find_marts(nodes)
         if not self._is_limited(result, unbuilt, destination):
             self.unreadable.refuse(self._workspace)
             error = TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
@@ -292,8 +266,15 @@ class _Dbt:
                 raise error from None
             self.unreadable.store(self._workspace)
             return built
-        result.write_details()
-        return BuildResult(failed_models=[failed.node.name for failed in result.failed], unbuilt_marts=sorted(unbuilt))
+        if result.failed:
+            result.write_details()
+        return BuildResult(failed_models=[node.name for node in nodes], unbuilt_marts=sorted(unbuilt))
+
+    def _list_failed(self, result: CommandResult, kind: str) -> list[Any]:
+        """Return the models or tests that failed, and those that were not run because they took too long before."""
+        nodes = self._manifest.nodes.values() if self._manifest else ()
+        waiting = [node for node in nodes if node.resource_type == kind and node.name in self._waiting]
+        return [*(failed.node for failed in result.failed if failed), *waiting]
 
     def _leave_out_unreadable_file(self, message: str) -> bool:
         """Leave out the file that dbt cannot read, and return whether there is one. Raises as `leave_out` does."""
@@ -314,17 +295,19 @@ class _Dbt:
         excluded = [f"{model}+" for model in built.failed_models]
         if not self._full_tests:
             excluded.append("tag:tested_once_a_day")
+        excluded += self._waiting
         options = ["--exclude", " ".join(excluded)] if excluded else []
         result = self.run("test", "--exclude-resource-type", "unit_test", *options)
-        if not result.failed:
+        nodes = self._list_failed(result, "test")
+        if not nodes and not result.failed:
             return built
-        if not built.failed_models:
+        if result.failed and not built.failed_models:
             result.write_details()
-        marts = self._find_marts([failed.node for failed in result.failed if failed])
+        marts = self._find_marts(nodes)
         has_error = any(failed is None or failed.status == "error" for failed in result.failed)
         if has_error and not self._is_limited(result, marts, destination):
             raise TransformError(f"the marts could not be tested ({result.names}){result.explain(destination)}")
-        rows = {node.node.name: node.failures or 0 for node in result.failed}
+        rows = {node.name: 0 for node in nodes} | {node.node.name: node.failures or 0 for node in result.failed}
         return replace(built, failed_tests=[*rows], marts=sorted(marts), failed_rows=rows)
 
     def _is_limited(self, result: CommandResult, marts: set[str], destination: Destination) -> bool:

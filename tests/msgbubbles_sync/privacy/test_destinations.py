@@ -28,7 +28,7 @@ from msgbubbles.policy import PRESETS, Policy, Pseudonymizer
 from msgbubbles.source.arrow import build_arrow_schema, build_item
 from msgbubbles.tables import CHATS, MESSAGES, NUMBERS, Table
 from msgbubbles_sync import job
-from msgbubbles_sync.dbt.runner import BuildResult
+from msgbubbles_sync.dbt.build_result import BuildResult
 from msgbubbles_sync.destinations import claims
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.load import build_pipeline
