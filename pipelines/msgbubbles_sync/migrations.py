@@ -1,7 +1,7 @@
 """Upgrade a workspace and a warehouse that an older release wrote.
 
-To rename something on users' disks or in their warehouses, add a step to `STEPS` and raise `workspace.VERSION`. A step
-may be killed anywhere and is then repeated, so it must skip what it has changed already.
+To rename something on users' disks or in their warehouses, add a step to `STEPS` and raise `workspace.LAYOUT_VERSION`.
+A step may be killed anywhere and is then repeated, so it must skip what it has changed already.
 
 The caller holds the warehouse's lock.
 """
@@ -27,7 +27,7 @@ from .destinations.version import published_version, refuse_newer, store_version
 from .files import remove, sync_to_disk, write_privately
 from .run_log import FILE as RUN_LOG
 from .tables import VERSION_TABLE
-from .workspace import PIPELINE, VERSION, Workspace
+from .workspace import LAYOUT_VERSION, PIPELINE, Workspace
 
 PIPELINES = (PIPELINE, "msgbubbles_groups", "msgbubbles_webhooks")
 GROUP_TABLES = ("group_operations", "group_member_operations", "group_sightings")
@@ -40,14 +40,14 @@ def migrate(context: Context) -> None:
     is_file = workspace.destination == "duckdb"
     if is_file and not workspace.work.exists():  # `prepare` restores it from the published file
         workspace.store_version(min(workspace.version, published_version(destination)))
-    elif is_file and workspace.version == VERSION:  # the work database is a part of the workspace
+    elif is_file and workspace.version == LAYOUT_VERSION:  # the work database is a part of the workspace
         return
     if is_file:
         destination.prepare()
     has_tables = destination.has_tables()
-    version = _warehouse_version(destination) if has_tables else VERSION
+    version = _warehouse_version(destination) if has_tables else LAYOUT_VERSION
     refuse_newer(version, destination.title)
-    if workspace.version == version == VERSION:
+    if workspace.version == version == LAYOUT_VERSION:
         return
     with destination.lock():
         destination.prepare()
@@ -61,7 +61,7 @@ def _upgrade(workspace: Workspace, destination: Destination, version: int, *, ha
     # What an older release has extracted and not loaded is read again, from where the last finished load ended.
     for name in PIPELINES:
         remove(workspace.dlt_folder / name)
-    for number in range(min(workspace.version, version), VERSION):
+    for number in range(min(workspace.version, version), LAYOUT_VERSION):
         # If this run is killed, the next one finds the version of the step, and repeats it.
         workspace.store_version(number)
         if has_tables:
@@ -80,7 +80,7 @@ def _warehouse_version(destination: Destination) -> int:
     if (file := _version_file(destination)).exists():
         return int(pq.read_table(file)["version"][0].as_py())
     files = destination.tables_folder.glob("[!_]*/*.parquet")
-    return 0 if any(READ_AT in pq.read_schema(path).names for path in files) else VERSION
+    return 0 if any(READ_AT in pq.read_schema(path).names for path in files) else LAYOUT_VERSION
 
 
 def _store_version(destination: Destination, version: int) -> None:

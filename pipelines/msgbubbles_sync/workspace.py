@@ -30,7 +30,7 @@ PENDING_PACKAGES = ("normalize/extracted", "load/new", "load/normalized")
 # The file that names the account whose rows a warehouse holds.
 CLAIM_FILE = "account.json"
 # How many steps of `migrations.py` a workspace (in a file) and a warehouse (in a table) have.
-VERSION, VERSION_FILE = 2, "version"
+LAYOUT_VERSION, VERSION_FILE = 2, "version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
 # DuckDB reads a column from a folder `name=value`, and dlt loads files of its folder.
@@ -226,7 +226,7 @@ class Workspace:
             if is_ours and path.is_symlink() and not path.exists():
                 move_damaged(path)
         if not any(path.is_file() for path in self.folder.rglob("*")):  # new, perhaps of a run whose disk was full
-            self.store_version(VERSION)
+            self.store_version(LAYOUT_VERSION)
 
     @property
     def version(self) -> int:
@@ -234,7 +234,7 @@ class Workspace:
         try:
             return int((self.folder / VERSION_FILE).read_text())
         except PermissionError:  # `restore` moves the file away
-            return VERSION
+            return LAYOUT_VERSION
         except (OSError, ValueError):
             return 0
 

@@ -27,7 +27,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.migrations import PIPELINES, migrate, rename_column
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.sandbox import Account, NewMessage, seed, serve
-from msgbubbles_sync.workspace import VERSION, Workspace
+from msgbubbles_sync.workspace import LAYOUT_VERSION, Workspace
 
 HERE = Path(__file__).parent
 OLD, NEW = "_read_at", "_fetched_at"
@@ -109,12 +109,12 @@ def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest
         assert OLD not in columns
         assert state == expected[name]
     with build_destination(workspace).open_writer() as connection:
-        assert connection.execute("SELECT version FROM msgbubbles._version").fetchall() == [(VERSION,)]
+        assert connection.execute("SELECT version FROM msgbubbles._version").fetchall() == [(LAYOUT_VERSION,)]
         for mart in ("thread_activity", "contact", "typing_daily"):
             connection.execute(f"FROM marts.{mart}").fetchall()
     console = RecordingConsole()
     migrate(build_context(workspace, console=console))
-    assert (workspace.version, console.lines) == (VERSION, [])
+    assert (workspace.version, console.lines) == (LAYOUT_VERSION, [])
 
 
 def test_version_is_stored_once_its_step_is_done(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,15 +123,15 @@ def test_version_is_stored_once_its_step_is_done(workspace: Workspace, monkeypat
     def step(workspace: Workspace, destination: Destination) -> None:
         versions.append((workspace.version, migrations._warehouse_version(destination)))
 
-    monkeypatch.setattr(migrations, "STEPS", [step] * VERSION)
+    monkeypatch.setattr(migrations, "STEPS", [step] * LAYOUT_VERSION)
     migrate(build_context(workspace))
-    assert versions == [(number, number) for number in range(VERSION)]
+    assert versions == [(number, number) for number in range(LAYOUT_VERSION)]
 
 
 def test_published_file_is_migrated_without_its_workspace(workspace: Workspace) -> None:
     shutil.rmtree(workspace.folder)
     workspace.make_folders()
-    assert workspace.version == VERSION
+    assert workspace.version == LAYOUT_VERSION
     migrate(build_context(workspace))
     assert tables_with(workspace, OLD) == set()
 
@@ -155,7 +155,7 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
     destination.publish()
     check_version(workspace, destination)
     with destination.open_writer() as connection:
-        connection.execute(f"UPDATE msgbubbles._version SET version = {VERSION + 1}")
+        connection.execute(f"UPDATE msgbubbles._version SET version = {LAYOUT_VERSION + 1}")
     destination.publish()
     with pytest.raises(UsageError, match=r"newer release.*Upgrade,\nor choose another --database"):
         check_version(workspace, destination)
@@ -164,7 +164,7 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
     workspace.make_folders()
     with pytest.raises(UsageError, match="newer release"):
         migrate(build_context(workspace))
-    workspace.store_version(VERSION + 1)
+    workspace.store_version(LAYOUT_VERSION + 1)
     with pytest.raises(UsageError, match="newer release"):
         migrate(build_context(workspace))
     with pytest.raises(UsageError, match="newer release"):
@@ -191,7 +191,7 @@ def test_new_workspace_after_a_full_disk_needs_no_upgrade(tmp_path: Path) -> Non
         workspace.make_folders()
     workspace.make_folders()
     check_version(workspace, build_destination(workspace))
-    assert workspace.version == VERSION
+    assert workspace.version == LAYOUT_VERSION
     (workspace.folder / "version").unlink()
     (workspace.dlt_folder / "state.json").touch()
     workspace.make_folders()

@@ -12,7 +12,7 @@ import duckdb
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import list_columns, read_value, store_value
 from msgbubbles_sync.tables import VERSION_TABLE
-from msgbubbles_sync.workspace import DATASET, VERSION, Workspace
+from msgbubbles_sync.workspace import DATASET, LAYOUT_VERSION, Workspace
 
 from .base import Destination
 from .loaded_tables import READ_AT
@@ -30,7 +30,7 @@ def check_version(workspace: Workspace, destination: Destination) -> None:
     published = published_version(destination)
     refuse_newer(published, destination.title)
     for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):
-        if version < VERSION:
+        if version < LAYOUT_VERSION:
             raise UsageError(OLDER.format(what=what))
 
 
@@ -43,13 +43,13 @@ def published_version(destination: Destination) -> int:
         if destination.exists():
             with destination.open_reader() as connection:
                 return stored_version(connection, DATASET)
-    return VERSION
+    return LAYOUT_VERSION
 
 
 def refuse_newer(version: int, what: str) -> None:
     """Raise `UsageError` if a newer release wrote something."""
-    if version > VERSION:
-        raise UsageError(NEWER.format(what=what, found=version, version=VERSION))
+    if version > LAYOUT_VERSION:
+        raise UsageError(NEWER.format(what=what, found=version, version=LAYOUT_VERSION))
 
 
 def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
@@ -57,9 +57,9 @@ def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     version = read_value(connection, schema, VERSION_TABLE)
     if isinstance(version, int):
         return version
-    return 0 if any(READ_AT in columns for columns in list_columns(connection, schema).values()) else VERSION
+    return 0 if any(READ_AT in columns for columns in list_columns(connection, schema).values()) else LAYOUT_VERSION
 
 
-def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = VERSION) -> None:
+def store_version(connection: duckdb.DuckDBPyConnection, schema: str, version: int = LAYOUT_VERSION) -> None:
     """Write the version of the tables in a schema, if it has changed."""
     store_value(connection, schema, VERSION_TABLE, version)

@@ -19,7 +19,7 @@ from msgbubbles_sync.text import format_count
 
 from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_title
 
-VERSION = 1
+PLAN_VERSION = 1
 
 # So few operations of a kind are allowed whatever their share is: of a small table, any change is a large part.
 ALWAYS_ALLOWED = 10
@@ -65,7 +65,7 @@ class Plan:
     vanished: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     plan_id: str = field(default_factory=lambda: uuid4().hex)
-    version: int = VERSION
+    version: int = PLAN_VERSION
 
     def count(self, kind: str) -> int:
         return sum(operation.kind == kind for operation in self.operations)
@@ -137,7 +137,7 @@ def load(path: Path) -> Plan:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     except msgspec.DecodeError:
         raise UsageError(f"{path} is not a plan. Make one with: groups.py plan TABLE --out {path.name}") from None
-    if plan.version != VERSION:
+    if plan.version != PLAN_VERSION:
         raise UsageError(f"{path} was made by another version of groups.py. Make it again.")
     return plan
 
