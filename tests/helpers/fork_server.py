@@ -45,10 +45,13 @@ LIBRARIES = (
     "dbt.adapters.duckdb.impl",
     "dbt.adapters.postgres.impl",
     "dbt.cli.main",
+    "dlt.common.libs.pyarrow",
     "dlt.destinations.impl.duckdb.duck",
     "dlt.destinations.impl.ducklake.ducklake",
     "dlt.destinations.impl.filesystem.filesystem",
     "dlt.destinations.impl.postgres.postgres",
+    "dlt.sources.helpers.requests",
+    "pendulum.locales.en.locale",
     "psycopg2.extras",
     "pyarrow.compute",
     "pyarrow.parquet",
@@ -89,6 +92,7 @@ def preload() -> None:
     faster_libraries.speed_up_dbt()
     faster_libraries.read_files()
     faster_libraries.configure_duckdb()
+    importlib.import_module("dlt.common.configuration.plugins").manager()  # reads what each distribution declares
     duckdb.default_connection().close()  # it has threads, which a fork does not inherit
     _run_dbt()
     os.environ.clear()

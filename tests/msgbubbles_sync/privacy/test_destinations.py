@@ -250,8 +250,15 @@ def test_killed_erasure_is_finished_without_the_handles(workspace: Workspace, mo
     assert find(workspace, ANN, "canary now m1", "canary before m1") == {}
 
 
-@pytest.mark.parametrize("workspace", ["postgres", "ducklake"], indirect=True)
-@pytest.mark.parametrize("outcome", [BuildResult(unbuilt_marts=["contact"]), TransformError("dbt did not start")])
+@pytest.mark.parametrize(
+    ("workspace", "outcome"),
+    [
+        ("postgres", BuildResult(unbuilt_marts=["contact"])),
+        ("postgres", TransformError("dbt did not start")),
+        ("ducklake", BuildResult(unbuilt_marts=["contact"])),
+    ],
+    indirect=["workspace"],
+)
 def test_marts_that_cannot_be_built_are_emptied(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, outcome: BuildResult | TransformError
 ) -> None:
@@ -321,6 +328,7 @@ def test_erasure_whose_connection_is_lost_is_repeated_whole(
     assert find(workspace, ANN, "canary now m1", "canary before m1") == {}
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_stricter_policy_reaches_every_version(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
     changed = reapply.apply(build_context(workspace))
@@ -388,6 +396,7 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
                 build_context(workspace).check_policy()
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, covered = build_destination(workspace), {"load": {"covered": "now"}}
     destination.prepare()
@@ -424,6 +433,7 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     assert not workspace.is_pending("restored", "ledger")
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_tables_restored_before_the_next_load_are_erased_again(workspace: Workspace) -> None:
     destination = build_destination(workspace)
     destination.prepare()
@@ -474,6 +484,7 @@ def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Works
     assert query(workspace, "SELECT count(*), count(DISTINCT id) FROM msgbubbles.messages") == [(4, 4)]
 
 
+@pytest.mark.parametrize("workspace", ["postgres", of_a_lake, "filesystem"], indirect=True)
 def test_restored_folder_of_the_job_continues_from_the_tables(workspace: Workspace) -> None:
     state = workspace.folder / "dlt" / "msgbubbles" / "state.json"
     state.write_text(state.read_text().replace('"_state_version":2', '"_state_version":1'))
