@@ -91,7 +91,13 @@ class Workspace:
     @classmethod
     def from_path(cls, database: Path, destination: str = "duckdb", account: str | None = None) -> Workspace:
         """Build the workspace of a database. Raises `UsageError` for a path that cannot be used."""
-        database = database.expanduser().absolute()
+        try:
+            database = database.expanduser().absolute()
+        except FileNotFoundError:
+            raise UsageError(
+                f"--database: the working directory was deleted, so {str(database)!r} leads nowhere. Change to another "
+                "folder, or pass an absolute path"
+            ) from None
         if database.stem in SCHEMAS:
             raise UsageError(
                 f"--database: the file may not be called {database.name}, because the database has a schema "
@@ -240,6 +246,13 @@ class Workspace:
 
     def store_version(self, version: int) -> None:
         write_privately(self.folder / VERSION_FILE, f"{version}\n")
+
+    def leave_deleted_folder(self) -> None:
+        """Change to the folder of the job if the working directory was deleted: dlt and dbt ask for it."""
+        try:
+            os.getcwd()  # noqa: PTH109
+        except FileNotFoundError:
+            os.chdir(self.folder)
 
     def configure_dlt(self) -> None:
         """Point dlt at this project's configuration and this workspace. Call it before dlt is imported."""

@@ -246,6 +246,20 @@ def test_output_that_nobody_can_read_does_not_fail_a_run(new_job: NewJob) -> Non
     os.close(writing)
 
 
+def test_deleted_working_directory_ends_no_run(new_job: NewJob, tmp_path: Path) -> None:
+    job = new_job()
+    for database, status in ((str(job.database), 0), ("company.duckdb", 2)):
+        write_something(job)
+        (tmp_path / "gone").mkdir()
+        command = ["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash", sys.executable, str(CHATS), "--no-transform"]
+        done = subprocess.run(
+            [*command, "--database", database], cwd=tmp_path / "gone", env=job.whole_environment(),
+            timeout=300, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, "working directory was deleted" in done.stderr) == (status, status == 2), done.stderr
+        assert status or differences(job.database, job.server.truth()) == {}
+
+
 def test_second_signal_ends_at_once_and_loses_nothing(new_job: NewJob) -> None:
     job = new_job()
     begun = threading.Event()

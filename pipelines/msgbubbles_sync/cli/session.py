@@ -42,6 +42,7 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
         if options.uses_dlt:
             try:
                 workspace.make_folders()
+                workspace.leave_deleted_folder()
             except PermissionError as error:
                 if not options.only_reads:
                     raise

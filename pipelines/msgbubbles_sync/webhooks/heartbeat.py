@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from msgbubbles_sync.files import remove, write_privately
+from msgbubbles_sync.files import move_damaged, remove, write_privately
 
 # Without a heartbeat for this long, the receiver counts as down, and events sent meanwhile may be lost.
 MAX_SILENCE = timedelta(seconds=60)
@@ -48,7 +48,6 @@ class Heartbeat:
     def __init__(self, folder: Path, port: int) -> None:
         now = datetime.now(UTC)
         self._folder = folder / FOLDER / f"{port}-{socket.gethostname()}"
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stopped = {
             path: beat for path, beat in _read_beats(folder).items()
             if path.name.startswith(f"{port}-") and not _is_running(path, beat, now)
@@ -61,12 +60,11 @@ class Heartbeat:
         alive = before if before and before.is_alive(now) else Beat(os.getpid(), now, now)
         self._since = alive.uninterrupted_since
         self._refused, self._last_refused_at = Counter(alive.refused), alive.last_refused_at
-        # The system releases the lock however the process ends.
-        self._lock = os.open(self._folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._lock: int | None = None
         self._write_lock = threading.Lock()
         self._is_stopped = False
+        with suppress(OSError):  # the next heartbeat tries again: deliveries can be stored without
+            self._hold_lock()
 
     def record_refusal(self, reason: str) -> None:
         self._refused[reason] += 1
@@ -75,17 +73,31 @@ class Heartbeat:
     def beat(self) -> None:
         """Write the file. Raises `OSError`; the previous content then stays."""
         with self._write_lock:
+            self._hold_lock()
             beat = Beat(
                 os.getpid(), datetime.now(UTC), self._since, self.last_event_at, dict(self._refused),
                 self._last_refused_at, socket.gethostname(), self._is_stopped,
             )  # fmt: skip
             write_privately(self._folder / FILE, msgspec.json.encode(beat))
 
+    def _hold_lock(self) -> None:
+        """Lock the folder, unless it is locked. The system releases the lock however the process ends."""
+        if self._lock is not None:
+            return
+        parent = self._folder.parent
+        if os.path.lexists(parent) and not parent.is_dir():
+            move_damaged(parent)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self._folder, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
     def close(self) -> None:
         """Write the file for the last time, and show that the receiver has stopped. Raises `OSError`."""
-        os.close(self._lock)
         self._is_stopped = True
         self.beat()
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def _is_running(folder: Path, beat: Beat, now: datetime) -> bool:

@@ -92,7 +92,7 @@ class LoadResult:
     def describe_unreadable_files(self) -> str:
         return (
             f"{format_count(self.unreadable_files, 'file')} in webhooks/spool of the workspace, or that folder, cannot "
-            "be read: give the user of this job access; the next load reads them"
+            "be read: give the user of this job access, and move away what is no file; the next load reads them"
         )
 
 

@@ -386,6 +386,18 @@ def test_receiver_answers_open_requests_before_it_stops(tmp_path: Path, monkeypa
     assert stored(tmp_path) == ["evt_1"]
 
 
+@pytest.mark.parametrize("put", [lambda path: path.write_text(""), lambda path: path.symlink_to("nowhere")])
+def test_file_in_the_place_of_heartbeats_keeps_no_delivery_from_being_stored(
+    put: Callable[[Path], object], tmp_path: Path
+) -> None:
+    folder = webhooks_folder(workspace_in(tmp_path))
+    folder.mkdir()
+    put(folder / "receivers")
+    with receiving(workspace_in(tmp_path)) as served:
+        assert served.post(typing(1)).status_code == 204
+    assert read_last_beat(folder) is not None
+
+
 def test_heartbeat_survives_a_short_break(tmp_path: Path) -> None:
     folder = webhooks_folder(workspace_in(tmp_path))
     with receiving(workspace_in(tmp_path)) as served:

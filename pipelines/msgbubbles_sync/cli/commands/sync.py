@@ -36,6 +36,7 @@ def prepare(session: Session) -> None:
     """Bring the workspace and the tables to where a run can start. Raises `UsageError` if they are not for it."""
     context, reporter = session.context, session.reporter
     workspace, destination = context.workspace, context.destination
+    workspace.leave_deleted_folder()  # while `watch` waited
     if not session.sandbox:
         check_api_key(context.settings)
     refuse_newer(workspace.version, str(workspace.folder))
