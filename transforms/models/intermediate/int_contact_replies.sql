@@ -2,7 +2,7 @@
 -- A chat that no longer has a contact yields a row without one, which replaces the old row and is deleted by the hook.
 {{ config(post_hook="{{ delete_where('handle is null') }}") }}
 
-with contacts as (
+{%- set contacts -%}
     select
         chats.chat_id,
         case
@@ -11,9 +11,10 @@ with contacts as (
     from {{ ref('stg_chats') }} as chats
     left join {{ ref('stg_contact_aliases') }} as aliases
         on aliases.handle = {{ folded_handle('chats.remote_handle') }}
-),
+{%- endset %}
 
-{% if is_incremental() -%}
+with
+{%- if is_incremental() %}
 changed as (
     select chat_id from {{ ref('chats_to_build') }} where mart = 'int_contact_replies'
     union
@@ -25,25 +26,31 @@ changed as (
     where aliases.load_id in ({{ new_loads() }})
 ),
 
--- A chat that has moved from one contact to another changes both.
-changed_contacts as (
-    select handle from contacts where chat_id in (select chat_id from changed)
-    union
-    select handle from {{ this }} where chat_id in (select chat_id from changed)
+changed_chats as (
+    {{ contacts }}
+    where chats.chat_id in (select chat_id from changed)
 ),
 
-{% endif -%}
+-- A chat that has moved from one contact to another changes both. All other chats still have theirs: folding the handle of
+-- every chat takes longer than anything else here.
 chats as (
-    select *
-    from contacts
+    select chat_id, handle from changed_chats
+    union all
+    select chat_id, handle
+    from {{ this }}
     where
-    {%- if is_incremental() %}
-        chat_id in (select chat_id from changed)
-        or handle in (select handle from changed_contacts where handle is not null)
-    {%- else %}
-        handle is not null
-    {%- endif %}
+        chat_id not in (select chat_id from changed)
+        and handle in (
+            select handle from changed_chats
+            union
+            select handle from {{ this }} where chat_id in (select chat_id from changed)
+        )
 ),
+{%- else %}
+chats as (
+    select * from ({{ contacts }}) as contacts where handle is not null
+),
+{%- endif %}
 
 replies as (
     select

@@ -2,13 +2,7 @@
 {{ config(post_hook="{{ delete_where('handle is null') }}") }}
 -- depends_on: {{ ref('chats_to_build') }}, {{ ref('unbuilt_loads') }}
 
-with groups as (
-    select chat_id, {{ folded_handle('from_handle') }} as from_handle, from_handle as spelling, created_at, fetched_at
-    from {{ ref('stg_chats') }}
-    where is_group
-),
-
-chats_to_build as (
+with chats_to_build as (
     {% if is_incremental() -%}
     select touched.chat_id
     from (
@@ -21,15 +15,17 @@ chats_to_build as (
         select chat_id from {{ ref('stg_group_member_operations') }} where load_id in ({{ new_loads() }})
     ) as touched
     where
-        touched.chat_id in (select chat_id from groups)
+        touched.chat_id in (select chat_id from {{ ref('stg_chats') }} where is_group)
         or touched.chat_id in (select chat_id from {{ this }})
     {%- else -%}
-    select chat_id from groups
+    select chat_id from {{ ref('stg_chats') }} where is_group
     {%- endif %}
 ),
 
 groups_to_build as (
-    select * from groups where chat_id in (select chat_id from chats_to_build)
+    select chat_id, {{ folded_handle('from_handle') }} as from_handle, from_handle as spelling, created_at, fetched_at
+    from {{ ref('stg_chats') }}
+    where is_group and chat_id in (select chat_id from chats_to_build)
 ),
 
 lists as (
@@ -301,7 +297,7 @@ from chats_to_build
 left join members on members.chat_id = chats_to_build.chat_id
 left join spellings on spellings.chat_id = members.chat_id and spellings.handle = members.handle
 left join threads on threads.chat_id = chats_to_build.chat_id
-left join groups on groups.chat_id = chats_to_build.chat_id
+left join groups_to_build as groups on groups.chat_id = chats_to_build.chat_id
 {%- if target.type == 'spark' %}
 where members.handle is not null
 {%- endif %}
