@@ -101,6 +101,8 @@ class DuckDBFile(Destination):
             yield connection
 
     def open_job_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        if self._stays_open:  # to write: opening the file twice takes twice as long
+            return self.open_writer()
         try:
             return duckdb.connect(str(self._workspace.work), read_only=True, config=self.options())
         except duckdb.ConnectionException:  # this process has it open for writing
