@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -366,3 +367,14 @@ def warehouse(new_warehouse: Callable[[], Warehouse]) -> Iterator[Warehouse]:
 def at() -> Callable[[int], datetime]:
     """Return a function from minutes to a timestamp."""
     return lambda minutes: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
+
+
+def separate(statement: str) -> list[str]:
+    """Return the tests of which a data test of a plan consists."""
+    if not statement.startswith("SELECT count(*) <> 0"):
+        return [statement]
+    if "\n) ANTI JOIN " in statement:
+        head, children, parent = re.split(r"(?<= FROM \()\n|\n(?=\) ANTI JOIN )", statement, maxsplit=2)
+        return [f"{head}{child}{parent}" for child in children.split("\nUNION ALL\n")]
+    table, conditions = statement.split("\nWHERE ")
+    return [f"{table} WHERE {condition}" for condition in conditions.split("\nOR ")]

@@ -23,10 +23,11 @@ from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt.build_result import BuildResult, get_details_path, load_build_result
 from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
+from msgbubbles_sync.dbt.plan_tests import passes
 from msgbubbles_sync.lock import hold_lock, read_holder
 from msgbubbles_sync.workspace import Workspace
 
-from .conftest import Built, Replica
+from .conftest import Built, Replica, separate
 
 # How many chats change before each build.
 SIZES = (4, 1, 2, 1, 1)[: pick_size(2, nightly=5)]
@@ -211,7 +212,7 @@ def test_statement_of_a_plan_and_data_test_that_never_end_are_interrupted(tmp_pa
     ):
         connection.execute(f"CREATE TABLE own AS SELECT count(*) AS rows FROM ({endless}) WHERE should_error")
     with duckdb.connect() as connection, pytest.raises(duckdb.InterruptException):
-        plan._pass([f"{endless} WHERE should_error"], connection, 1)
+        passes((f"{endless} WHERE should_error", 0), connection, 1)
 
 
 def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +257,12 @@ def test_only_a_failing_data_test_needs_dbt(built: Built, monkeypatch: pytest.Mo
 
 def test_tables_of_runs_are_tested_after_a_run_was_stored(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     tested: list[str] = []
-    passes = plan._pass
 
-    def record(tests: Sequence[str], *options: Any) -> bool:
-        tested.extend(tests)
-        return passes(tests, *options)
+    def record(batch: tuple[str, int], *options: Any) -> bool:
+        tested.append(batch[0])
+        return passes(batch, *options)
 
-    monkeypatch.setattr(plan, "_pass", record)
+    monkeypatch.setattr(plan, "passes", record)
     calendars = []
     for load_id, stores_run in (("2", True), ("3", False), ("4", True)):
         if stores_run:
@@ -345,7 +345,12 @@ def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:
     built.build()
     assert built.planned == [True] * 2
     tests = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan).tests
-    limited = [(match[1], test.statement) for test in tests if (match := LIMITED.search(test.statement))]
+    limited = [
+        (match[1], statement)
+        for test in tests
+        for statement in separate(test.statement)
+        if (match := LIMITED.search(statement))
+    ]
     assert len(limited) == 20
     for fault, failures in FAULTS.items():
         for chat, expected in (("touched", failures), ("other", {})):

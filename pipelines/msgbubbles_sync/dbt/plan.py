@@ -22,7 +22,9 @@ import msgspec
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
-from msgbubbles_sync.sql import limit_seconds, quote_name
+from msgbubbles_sync.sql import limit_seconds
+
+from .plan_tests import TEST_THREADS, DataTest, View, batch_tests, find_inputs, follow, is_view, passes, select_tests
 
 # Everything that dbt looks up before it decides: relations, columns with their types, views, keys and indexes.
 RELATIONS = """
@@ -42,10 +44,6 @@ FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.S)
 CHANGES = frozenset({"begin", "commit", "create", "alter", "drop", "delete", "insert", "update", "comment"})
 # What only reads is dbt's own: its outcome is in the key.
 READS = frozenset({"select", "describe"})
-# Tests in one statement, and statements at once. Readers wait for the tests.
-TESTS_AT_ONCE, TEST_THREADS = 12, 2
-# A database in memory for tables that the connections of all tests read.
-SCRATCH = "scratch.main"
 # An increment of more changed messages is worth more than one thread.
 FEW_MESSAGES = 10_000
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
@@ -84,25 +82,6 @@ class Step(msgspec.Struct, frozen=True):
     name: str
     statements: list[str]
     is_queued: bool
-    inputs: list[str]
-
-
-class View(msgspec.Struct, frozen=True):
-    """A mart that is a view: its name in SQL, and its query."""
-
-    name: str
-    query: str
-
-
-class DataTest(msgspec.Struct, frozen=True):
-    """A data test.
-
-    Attributes:
-        statement: It yields one row, with a column `should_error`.
-        inputs: The ids of the tables and sources that it reads, also through views.
-    """
-
-    statement: str
     inputs: list[str]
 
 
@@ -145,12 +124,14 @@ class PlanFile:
         """Return whether the data tests of the executed plan pass: those of unchanged tables have passed before."""
         if self._plan is None:
             return False
-        with suppress(duckdb.Error), self._open(destination) as connection:
-            due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
-            with _open_scratch(connection), ThreadPoolExecutor(TEST_THREADS) as pool:
-                tests = _compute_views_once(due, self._plan.views, connection)
-                parts = [tests[start : start + TESTS_AT_ONCE] for start in range(0, len(tests), TESTS_AT_ONCE)]
-                return all(pool.map(lambda part: _pass(part, connection, self._timeout_seconds), parts))
+        due = [test.statement for test in self._plan.tests if not set(test.inputs) <= self._unchanged]
+        batches = batch_tests(due, self._plan.views)
+        with (
+            suppress(duckdb.Error),
+            self._open(destination) as connection,
+            ThreadPoolExecutor(TEST_THREADS) as pool,
+        ):
+            return all(pool.map(lambda batch: passes(batch, connection, self._timeout_seconds), batches))
         return False
 
     def record(self, destination: Destination, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
@@ -163,7 +144,7 @@ class PlanFile:
         views = [
             View(f'"{node.schema}"."{node.alias}"', node.compiled_code)
             for node in models.values()
-            if _is_view(node) and node.schema == "marts"
+            if is_view(node) and node.schema == "marts"
         ]
         with destination.open_writer() as connection:
             key = self._read_key(connection)
@@ -200,7 +181,7 @@ def select_steps(models: Mapping[str, Any], executed: Iterable[tuple[str, str]])
     """
     statements: dict[str, list[str]] = {}
     for node_id, statement in executed:
-        if node_id not in models or _is_view(models[node_id]):
+        if node_id not in models or is_view(models[node_id]):
             continue
         first = FIRST_WORD.match(statement)
         word = first[1].lower() if first else ""
@@ -217,45 +198,6 @@ def _build_step(node: Any, statements: list[str], models: Mapping[str, Any]) -> 
     return Step(node.unique_id, node.alias, statements, is_queued, inputs)
 
 
-def select_tests(
-    nodes: Iterable[Any], executed: Sequence[tuple[str, str]], models: Mapping[str, Any]
-) -> list[DataTest] | None:
-    """Return each data test that can fail; null if it is unclear which statement is that of one.
-
-    Tests of severity `warn` have no outcome that the job reports.
-    """
-    tests = {
-        node.unique_id: node
-        for node in nodes
-        if node.resource_type == "test" and node.config.severity.lower() != "warn"
-    }
-    tested = [
-        (node_id, statement) for node_id, statement in executed if node_id in tests and "should_error" in statement
-    ]
-    if sorted(tests) != sorted(node_id for node_id, _ in tested):
-        return None
-    return [DataTest(statement, find_inputs(tests[node_id], models)) for node_id, statement in tested]
-
-
-def find_inputs(node: Any, models: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the tables and sources that a model or test reads, also through views."""
-    inputs: set[str] = set()
-    for node_id in node.depends_on.nodes:
-        inputs.update(_follow(node_id, models))
-    # One without inputs reads something that dbt does not know.
-    return sorted(inputs or {node.unique_id})
-
-
-def _follow(node_id: str, models: Mapping[str, Any]) -> list[str]:
-    """Return the id of a table or source, and for a view those that it reads."""
-    node = models.get(node_id)
-    return find_inputs(node, models) if node is not None and _is_view(node) else [node_id]
-
-
-def _is_view(node: Any) -> bool:
-    return bool(node.config.materialized == "view")
-
-
 def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapping[str, Any]) -> list[str]:
     """Return the ids of the tables and sources that an incremental model and its hooks read. Empty if it is unclear."""
     ids = {model.alias: model.unique_id for model in models.values()}
@@ -266,16 +208,7 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     # What is built from this model may be read as the last run has left it, and changes only after this model has.
     later = {model.alias for model in models.values() if node.unique_id in model.depends_on.nodes}
     own = BOOKKEEPING | later | {node.alias}
-    return sorted({read for name in names - own for read in _follow(ids[name], models)})
-
-
-@contextmanager
-def _open_scratch(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("ATTACH OR REPLACE ':memory:' AS scratch")
-    try:
-        yield
-    finally:
-        connection.execute("DETACH scratch")
+    return sorted({read for name in names - own for read in follow(ids[name], models)})
 
 
 def _run_steps(
@@ -339,31 +272,3 @@ def _has_work(step: Step, connection: duckdb.DuckDBPyConnection) -> bool:
     if TAILS in text and step.name != "int_thread_messages":  # which fills it
         queries.append(f"SELECT 1 FROM staging.{TAILS}")
     return bool(connection.execute(" UNION ALL ".join(queries) + " LIMIT 1", [step.name]).fetchall())
-
-
-def _compute_views_once(tests: list[str], views: Sequence[View], connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return tests that read tables in SCRATCH instead of marts that are views: planning those takes most time."""
-    queries = tests.copy()
-    chosen: list[View] = []
-    for view in reversed(views):  # a view comes after those that it reads
-        if sum(view.name in query for query in queries) > 1:
-            chosen.insert(0, view)
-            queries.append(view.query)
-    tables = {view.name: f"{SCRATCH}.{quote_name(view.name)}" for view in chosen}
-
-    def replace(query: str) -> str:
-        for name, table in tables.items():
-            query = query.replace(name, table)
-        return query
-
-    for view in chosen:
-        connection.execute(f"CREATE TABLE {tables[view.name]} AS (\n{replace(view.query)}\n)")
-    return [replace(test) for test in tests]
-
-
-def _pass(tests: Sequence[str], connection: duckdb.DuckDBPyConnection, timeout_seconds: int) -> bool:
-    """Return whether all of these tests pass. May be called in several threads."""
-    query = "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
-    with connection.cursor() as cursor, limit_seconds(cursor, timeout_seconds):
-        rows = cursor.execute(query).fetchall()
-    return [has_failed for (has_failed,) in rows] == [False] * len(tests)
