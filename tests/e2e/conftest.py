@@ -42,8 +42,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return path, folder.rename(folder.with_name("loaded"))
 
 
-def seed_account(account: Account, *, chats: int = 150, messages: int = 700, silence: timedelta = timedelta()) -> None:
-    seed(account, now=datetime.now(UTC) - silence, chats=chats, messages=messages, days=60)
+def seed_account(
+    account: Account, *, chats: int = 150, messages: int = 700, days: int = 60, silence: timedelta = timedelta()
+) -> None:
+    seed(account, now=datetime.now(UTC) - silence, chats=chats, messages=messages, days=days)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def asked_by_id(job: Job) -> list[str]:
 
 
 def test_rename_and_edit_of_old_rows_are_seen_when_due(new_job: NewJob) -> None:
-    job = new_job(chats=230, messages=6000)
+    job = new_job(chats=230, messages=2000, days=20)
     job.run()
     truth, now = job.server.truth(), datetime.now(UTC)
     old_chat = min((row for row in truth.chats if row["title"]), key=lambda row: row["last_message_at"])

@@ -6,6 +6,7 @@ package index, needs no cache, and sees an import that no extra declares fail.
 
 from __future__ import annotations
 
+import ensurepip
 import json
 import os
 import re
@@ -61,15 +62,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Environment:
     """A virtual environment with the wheel, and what it and some of its extras ask for."""
 
-    def __init__(
-        self, folder: Path, installer: Path, wheel: Path, extras: tuple[str, ...], others: tuple[str, ...]
-    ) -> None:
+    def __init__(self, folder: Path, pip: Path, wheel: Path, extras: tuple[str, ...], others: tuple[str, ...]) -> None:
         venv.create(folder / "venv")
         self.bin = folder / "venv" / "bin"
         self.folder = folder / "outside"
         self.folder.mkdir()
         install = ("-m", "pip", "--python", str(self.bin / "python"), "install", "--quiet", "--no-index", "--no-deps")
-        self.call(str(installer), *install, str(wheel))
+        self.call(sys.executable, *install, str(wheel), PYTHONPATH=str(pip))
         (self.packages,) = (folder / "venv" / "lib").glob("*/site-packages")
         (metadata,) = self.packages.glob("msgbubbles_sync-*.dist-info")
         for found in _closure(PathDistribution(metadata), extras, others):
@@ -143,15 +142,15 @@ def _link(found: Distribution, packages: Path) -> None:
 @pytest.fixture(scope="session")
 def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
     made: dict[object, Environment] = {}
+    # The pip of an environment with pip, which takes seconds to make.
     pip = tmp_path_factory.mktemp("pip")
-    venv.create(pip, with_pip=True)
+    (bundled,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    ZipFile(bundled).extractall(pip)
 
     def make(*extras: str, others: tuple[str, ...] = ()) -> Environment:
         key = (extras, others)
         if key not in made:
-            made[key] = Environment(
-                tmp_path_factory.mktemp("environment"), pip / "bin" / "python", wheel, extras, others
-            )
+            made[key] = Environment(tmp_path_factory.mktemp("environment"), pip, wheel, extras, others)
         return made[key]
 
     return make

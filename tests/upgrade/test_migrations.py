@@ -136,10 +136,18 @@ def test_published_file_is_migrated_without_its_workspace(workspace: Workspace) 
     assert tables_with(workspace, OLD) == set()
 
 
-def test_group_tables_get_the_load_id_that_marts_need(workspace: Workspace) -> None:
+def test_group_tables_get_the_load_id_that_marts_need_and_runs_keep_their_number_of_batches(
+    workspace: Workspace,
+) -> None:
     with duckdb.connect(str(workspace.work)) as connection:
         for table in migrations.GROUP_TABLES:
             connection.execute(f"ALTER TABLE msgbubbles.{table} DROP COLUMN _dlt_load_id")
+        query = "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"  # codespell:ignore slices
+        before = connection.execute(query).fetchall()
+    records: list[Any] = RunLog(workspace.folder).records()
+    logged = [record["slices"] for record in records]  # codespell:ignore slices
+    assert before
+    assert logged
     migrate(build_context(workspace))
     with duckdb.connect(str(workspace.work)) as connection:
         for table in migrations.GROUP_TABLES:
@@ -147,6 +155,8 @@ def test_group_tables_get_the_load_id_that_marts_need(workspace: Workspace) -> N
                 f"SELECT count(*) FROM msgbubbles.{table} WHERE _dlt_load_id IS NULL"
             ).fetchall()
             assert count == 0
+        assert connection.execute("SELECT run_id, batches FROM msgbubbles.sync_runs ORDER BY 1").fetchall() == before
+    assert [record["batches"] for record in RunLog(workspace.folder).records()] == logged
 
 
 def test_newer_release_is_refused(workspace: Workspace) -> None:
@@ -169,20 +179,6 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
         migrate(build_context(workspace))
     with pytest.raises(UsageError, match="newer release"):
         check_version(workspace, destination)
-
-
-def test_runs_keep_their_number_of_batches(workspace: Workspace) -> None:
-    with duckdb.connect(str(workspace.work)) as connection:
-        query = "SELECT run_id, slices FROM msgbubbles.sync_runs ORDER BY 1"  # codespell:ignore slices
-        before = connection.execute(query).fetchall()
-    assert before
-    records: list[Any] = RunLog(workspace.folder).records()
-    logged = [record["slices"] for record in records]  # codespell:ignore slices
-    assert logged
-    migrate(build_context(workspace))
-    with duckdb.connect(str(workspace.work)) as connection:
-        assert connection.execute("SELECT run_id, batches FROM msgbubbles.sync_runs ORDER BY 1").fetchall() == before
-    assert [record["batches"] for record in RunLog(workspace.folder).records()] == logged
 
 
 def test_new_workspace_after_a_full_disk_needs_no_upgrade(tmp_path: Path) -> None:
