@@ -15,31 +15,47 @@ from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Return what `make demo` publishes, made once for all workers. A test that changes it copies its folder first."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """Return a function that has a folder made once for all workers."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "demo"
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            new = folder.with_suffix(".new")  # one that fails is no demo for the next test
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            assert "marts.thread_activity 240" in run_demo(new / "demo.duckdb")
-            new.rename(folder)
-    return folder / "demo.duckdb"
+
+    def share(name: str, make: Callable[[Path], None]) -> Path:
+        folder = (own if worker_id == "master" else own.parent) / name
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                new = folder.with_suffix(".new")  # one that fails is none for the next test
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir()
+                make(new)
+                new.rename(folder)
+        return folder
+
+    return share
 
 
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return the file of an account, and a folder in which a job has loaded it. Both are copied."""
-    path, folder = tmp_path_factory.mktemp("account") / "account.sqlite", tmp_path_factory.mktemp("loading")
-    account = Account(path)
-    seed_account(account)
-    with serve(account) as server:
-        Job(folder, server).run()
-    account.close()
-    # `check` would find the same account in two folders.
-    return path, folder.rename(folder.with_name("loaded"))
+def demo(shared: Callable[..., Path]) -> Path:
+    """Return what `make demo` publishes. A test that changes it copies its folder first."""
+
+    def make(folder: Path) -> None:
+        assert "marts.thread_activity 240" in run_demo(folder / "demo.duckdb")
+
+    return shared("demo", make) / "demo.duckdb"
+
+
+@pytest.fixture(scope="session")
+def loaded(shared: Callable[..., Path]) -> Path:
+    """Return a folder with the file of an account, and a folder in which a job has loaded it. Both are copied."""
+
+    def make(folder: Path) -> None:
+        account = Account(folder / "account.sqlite")
+        seed_account(account)
+        (folder / "job").mkdir()
+        with serve(account) as server:
+            Job(folder / "job", server).run()
+        account.close()
+
+    return shared("loaded", make)
 
 
 def seed_account(
@@ -66,11 +82,10 @@ def new_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture
-def loaded_job(tmp_path: Path, loaded: tuple[Path, Path]) -> Iterator[Job]:
+def loaded_job(tmp_path: Path, loaded: Path) -> Iterator[Job]:
     """Return a job that has loaded its account once: what `new_job().run()` leaves, in a tenth of the time."""
-    source, folder = loaded
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    account = Account(Path(shutil.copy(source, tmp_path.with_name(f"{tmp_path.name}.sqlite"))))
+    shutil.copytree(loaded / "job", tmp_path, dirs_exist_ok=True)
+    account = Account(Path(shutil.copy(loaded / "account.sqlite", tmp_path.with_name(f"{tmp_path.name}.sqlite"))))
     with serve(account) as server:
         yield Job(tmp_path, server)
     account.close()
