@@ -85,7 +85,7 @@ def copy_project(copy: Path, left_out: Collection[Path] = ()) -> None:
     """Copy the files of the project that dbt can read to a new folder, without these."""
 
     def is_needed(path: Path) -> bool:
-        if path.name in MADE_BY_DBT or path in left_out or not os.access(path, os.R_OK):
+        if path.name in ("target", "logs") or path in left_out or not os.access(path, os.R_OK):
             return False
         is_folder = path.is_dir() and (not path.is_symlink() or path in [PROJECT / name for name in READ_BY_DBT])
         return is_folder or path.is_file()

@@ -13,16 +13,18 @@ from msgbubbles_sync.files import read_json, read_modified_at_ns, remove, write_
 from msgbubbles_sync.workspace import Workspace
 
 from .last_project import find_last_project
-from .project import PROJECT, copy_project
+from .project import PROJECT, READ_BY_DBT, copy_project
 
 # How dbt names a file that it cannot read, and a line of it.
-NAMED_FILE = re.compile(r"(?P<path>(?:models|macros|tests)/[^\s()]+\.\w+)|Error reading \w+: (?P<in_models>\S+)")
+NAMED_FILE = re.compile(
+    rf"(?P<path>(?:{'|'.join(READ_BY_DBT)})/[^\s()]+\.\w+|packages\.yml)|Error reading \w+: (?P<in_models>\S+)"
+)
 NAMED_LINE = re.compile(r"\bline (\d+)")
 # dbt names no file for an error of syntax in `dbt_project.yml`.
 PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml|Runtime Error\s+Syntax error near line")
 # The models that need each other. The one that was changed last is left out.
 IN_CYCLE = re.compile(r"(?:Found a cycle:|-->) model\.\w+\.(\w+)")
-SAME_NAME = re.compile(r"found two \w+ with the name")
+SAME_NAME = re.compile(r"found two \w+ with the (?:name|database representation)")
 # dbt names one file at a time, and takes a second for each.
 MAX_FILES = 10
 # Macros that come with this project: its models need them, and some replace macros of dbt, as that which names schemas.
