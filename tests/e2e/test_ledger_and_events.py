@@ -42,7 +42,7 @@ def variables(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     return found
 
 
-# By day, privacy/test_destinations.py loads a ledger into a folder, and test_filesystem.py events.
+# By day, privacy/test_restored.py loads a ledger into a folder, and test_filesystem.py events.
 @pytest.mark.parametrize(
     ("variables", "destination"),
     [("postgres", "postgres"), pytest.param("filesystem", "filesystem", marks=nightly)],

@@ -14,7 +14,7 @@ import pytest
 from dlt.common.versioned_state import compress_state, decompress_state
 
 from helpers.canary import find_words, spellings
-from helpers.context import build_context
+from helpers.context import build_context, build_destination
 from msgbubbles.policy import PRESETS, Pseudonymizer
 from msgbubbles_sync.destinations.compaction import STATES, compact
 from msgbubbles_sync.errors import UsageError
@@ -137,6 +137,7 @@ def test_state_holds_no_id_and_no_fingerprint_of_a_person(workspace: Workspace) 
     states: list[Any] = [
         {"sources": {"msgbubbles": {"resources": {"chats": {**chats, "seen_ms": at}}}}} for at in (1, 2)
     ]
+    build_destination(workspace).prepare()  # adds the columns that all loaded tables have, and clears states
     with duckdb.connect(str(workspace.work)) as connection:
         columns = "pipeline_name VARCHAR, version BIGINT, state VARCHAR, _dlt_load_id VARCHAR"
         connection.execute(f"CREATE TABLE msgbubbles.{STATES} ({columns})")

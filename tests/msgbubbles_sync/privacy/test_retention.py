@@ -20,7 +20,7 @@ TABLES = {
     "chats": "id VARCHAR, last_message_at TIMESTAMPTZ",
     "messages": "id VARCHAR, conversation_id VARCHAR, text VARCHAR, cursor_at TIMESTAMPTZ",
     "attachments": "id VARCHAR, message_id VARCHAR",
-    "chat_titles": "chat_id VARCHAR, title VARCHAR",
+    "chat_titles": "chat_id VARCHAR, title VARCHAR, _fetched_at TIMESTAMPTZ",
     "webhook_events": "event_id VARCHAR, chat_id VARCHAR, payload JSON, message_at TIMESTAMPTZ, "
     "occurred_at TIMESTAMPTZ",
     "rejected_rows": "row_hash VARCHAR, row VARCHAR, _fetched_at TIMESTAMPTZ",
@@ -44,7 +44,7 @@ def workspace(tmp_path: Path) -> Workspace:
                 "INSERT INTO msgbubbles.messages VALUES (?, ?, ?, ?)", [f"m{days}", chat, f"canary {days}", at]
             )
             connection.execute("INSERT INTO msgbubbles.attachments VALUES (?, ?)", [f"a{days}", f"m{days}"])
-            connection.execute("INSERT INTO msgbubbles.chat_titles VALUES (?, 'title')", [chat])
+            connection.execute("INSERT INTO msgbubbles.chat_titles VALUES (?, 'title', ?)", [chat, at])
             connection.execute(
                 "INSERT INTO msgbubbles.webhook_events VALUES (?, ?, ?, NULL, ?)",
                 [f"e{days}", chat, f'"canary {days}"', at],
