@@ -25,9 +25,9 @@ MAX_PUBLISH_SECONDS = 75.0
 # What time without cycles saves up for later, in CPU seconds: the cost of a cycle that starts dbt (about 9), because
 # the event after it should not wait for half a minute.
 MAX_CREDIT_SECONDS = 10.0
-# While there is credit, no cycle makes the next one wait longer. Cycles of usual cost take a quarter of a core at this
-# interval, and so leave the credit to expensive ones.
-MAX_REST_SECONDS = 3.0
+# While there is credit, no cycle makes the next one wait longer. At this interval, cycles of up to a CPU second take a
+# quarter of a core, and so leave the credit to expensive ones.
+MAX_REST_SECONDS = 4.0
 LOCKED_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
