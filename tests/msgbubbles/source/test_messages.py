@@ -42,14 +42,14 @@ def read_message_ids(client: Client, state: dict[str, Any], run: Run) -> set[str
 @pytest.mark.slow
 def test_more_new_threads_than_a_batch_has_pages_finish() -> None:
     with closing(World(Knobs(feed=False), build_settings())) as world:
-        for _ in range(60):
+        for _ in range(30):
             chat_id = world.account.add_chat(OURS, "+14155550123", world.at())
             for _ in range(7):
                 world.account.add_message(NewMessage(chat_id, "inbound", "hi", world.at(), "received"))
                 world.pass_time(1)
-        world.sync(Run(batch_pages=20))
+        world.sync(Run(batch_pages=10))
         assert world.differences() == {}
-        world.sync(Run(batch_pages=20))
+        world.sync(Run(batch_pages=10))
 
 
 def test_threads_cut_off_every_few_requests_are_complete_in_the_end() -> None:
