@@ -308,8 +308,11 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
 
     copied.unlink()
     copied.with_name("own.sql").write_text("{{ config(alias='calendar', schema='marts') }} select 1 as x")
+    loaded = copied.with_name("replaces_messages.sql")
+    loaded.write_text("{{ config(alias='messages', schema='msgbubbles', materialized='table') }} select 1 as x")
     (own_project / "packages.yml").write_text("packages: [{package: dbt-labs/dbt_utils, version: 1.3.0}]")
     assert build(8) == 8
     left_out = load_build_result(workspace).unreadable_files
     assert f"{copied.with_name('own.sql')} (it has the name of" in left_out
-    assert f"dbt cannot read {own_project / 'packages.yml'} and " in left_out
+    assert str(loaded) in left_out
+    assert f"{own_project / 'packages.yml'} and " in left_out

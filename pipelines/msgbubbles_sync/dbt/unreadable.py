@@ -25,6 +25,8 @@ PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml|Runtime Error\s+Synta
 # The models that need each other. The one that was changed last is left out.
 IN_CYCLE = re.compile(r"(?:Found a cycle:|-->) model\.\w+\.(\w+)")
 SAME_NAME = re.compile(r"found two \w+ with the (?:name|database representation)")
+# What `macros/schemas.sql` refuses.
+REPLACES_LOADED_TABLES = re.compile(r"has the loaded tables: choose another\s+> in \w+ \w+ \((\S+)\)")
 # dbt names one file at a time, and takes a second for each.
 MAX_FILES = 10
 # Macros that come with this project: its models need them, and some replace macros of dbt, as that which names schemas.
@@ -144,6 +146,8 @@ def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFil
     if in_cycle := IN_CYCLE.findall(message):
         models = [path for name in in_cycle for path in project.glob(f"models/**/{name}.sql")]
         return UnreadableFile(max(models, key=read_modified_at_ns).relative_to(project).as_posix()) if models else None
+    if replaces := REPLACES_LOADED_TABLES.search(message):
+        return UnreadableFile(replaces[1])
     file = NAMED_FILE.search(message)
     if file is None and (named := PROJECT_FILE.search(message)):
         name = named[0] if named[0].endswith(".yml") else "dbt_project.yml"
