@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any
 
 import duckdb
@@ -77,8 +79,15 @@ def watching(
     with subprocess.Popen(  # noqa: S603 - our own command
         command, cwd=folder, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
     ) as process:
+        cycles = SimpleQueue[str]()
+
+        def follow() -> None:
+            for line in process.stdout or ():
+                cycles.put(line)
+
+        threading.Thread(target=follow, daemon=True).start()  # a full pipe would stop the process
         try:
-            yield process, lambda: json.loads(process.stdout.readline() if process.stdout else "")
+            yield process, lambda: json.loads(cycles.get(timeout=WAIT_SECONDS))
         finally:
             process.send_signal(signal.SIGTERM)
 
