@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Required, get_args, get_origin, get_type_hints
 
@@ -197,3 +198,6 @@ JOB_TABLES: dict[str, Table] = {
 }  # fmt: skip
 # Every table that is loaded, by name.
 TABLES: dict[str, Table] = SOURCE_TABLES | {table.name: table for table in LATER_TABLES} | JOB_TABLES
+# What somebody has put in the place of a loaded table gets this name, or this with a number.
+REPLACED = "{table}_replaced"
+REPLACED_NAME = re.compile(rf"({'|'.join(TABLES.keys() - {PRIVACY.name, ERASURES.name})})_replaced(_\d+)?")

@@ -20,7 +20,7 @@ from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
 from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name, transaction
-from msgbubbles_sync.tables import TABLES
+from msgbubbles_sync.tables import REPLACED_NAME, TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from . import server
@@ -56,6 +56,8 @@ class Attached(Destination):
     # For error messages: what to choose another of if this one is taken, and how to rename the schemas.
     _another: str
     _rename: str
+    # With views of others on top of it.
+    _drop = "DROP TABLE {table}"
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         super().__init__(workspace, settings)
@@ -186,6 +188,8 @@ class Attached(Destination):
                             connection.execute(f"INSERT INTO {path} BY NAME {rows}")
                         else:
                             connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
+                    for name in self.list_replaced(connection):
+                        connection.execute(self._drop.format(table=f"{self.write_schema}.{quote_name(name)}"))
                     staging = self.name_schema("msgbubbles_staging")
                     for name in _list_own_tables(connection, staging):
                         self._empty_table(connection, staging, name)
@@ -201,6 +205,9 @@ class Attached(Destination):
     def _list_tables(self, connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:
         """Return the names of the tables in a schema, without views, which DuckDB shows as tables of a server."""
         return list_tables(connection, f"warehouse.{schema}")
+
+    def list_replaced(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        return [name for name in self._list_tables(connection, self.dataset) if REPLACED_NAME.fullmatch(name)]
 
     def prepare(self) -> None:
         with self._attach() as connection:

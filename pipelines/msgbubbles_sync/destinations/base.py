@@ -15,8 +15,8 @@ from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import fetch_rows, list_columns
-from msgbubbles_sync.tables import JOB_TABLES
+from msgbubbles_sync.sql import fetch_rows, list_columns, list_tables
+from msgbubbles_sync.tables import JOB_TABLES, REPLACED_NAME
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
@@ -200,8 +200,13 @@ class Destination(ABC):
     def rewrite_rows(self, tables: Collection[str] | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to change stored rows, by default of all tables, in the schema `msgbubbles`.
 
-        The changes become visible when the block ends, all or none. It also empties dlt's staging tables.
+        The changes become visible when the block ends, all or none. It also empties dlt's staging tables, and drops
+        those of `list_replaced`, which may lack the columns that show whose rows they hold.
         """
+
+    def list_replaced(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """Return the tables that somebody has changed beyond repair, and that got another name then."""
+        return [name for name in list_tables(connection, self.write_schema) if REPLACED_NAME.fullmatch(name)]
 
     def drop_marts(self) -> bool:
         """Drop the marts, where a build does not replace all of them. Returns whether none is left."""

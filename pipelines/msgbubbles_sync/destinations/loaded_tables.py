@@ -14,7 +14,7 @@ import duckdb
 
 from msgbubbles.tables import PARTICIPANT_LISTS, ColumnType
 from msgbubbles_sync.sql import fetch_rows, quote_name
-from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, SQL_TYPES, TABLES
+from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, REPLACED, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
 
 # DuckDB and PostgreSQL understand this.
@@ -89,7 +89,7 @@ def find_repairs(
             sql_type = types[wanted.type]
             cast = f"{alter} ALTER COLUMN {column} TYPE {sql_type} USING CAST(CAST({column} AS VARCHAR) AS {sql_type})"
             drop = f"{alter} DROP COLUMN {column}"
-            rename = f"{alter} RENAME TO {quote_name(f'{table}_replaced')}"
+            rename = f"{alter} RENAME TO {quote_name(REPLACED.format(table=table))}"
             # All rows are read again, except those that the API no longer has, so their values are cast if possible.
             others = ((drop,) if wanted.nullable else ()) + ((rename,) if table in JOB_TABLES else ())
             repairs.append(Repair(table, f"{table}.{name} ({kind})", (cast, *others)))
@@ -127,7 +127,8 @@ def _list_needed(table: str) -> set[str]:
 
 def _choose_name(table: str, taken: Collection[str]) -> str:
     """Return a new name for what somebody has put in the place of a table."""
-    names = [f"{table}_replaced", *(f"{table}_replaced_{number}" for number in range(2, len(taken) + 3))]
+    new = REPLACED.format(table=table)
+    names = [new, *(f"{new}_{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken)
 
 

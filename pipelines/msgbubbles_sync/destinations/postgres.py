@@ -52,6 +52,7 @@ class Postgres(Attached):
     # ADBC cannot copy JSON from Parquet into columns that other loads have created.
     file_format: Literal["parquet", "csv"] = "csv"
     _another = "database on the server"
+    _drop = "DROP TABLE {table} CASCADE"
     _rename = "put {prefix} before the names of the schemas msgbubbles, msgbubbles_staging, staging, marts_build, marts"
 
     def build_dlt_destination(self) -> Any:

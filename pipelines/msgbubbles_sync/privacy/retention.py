@@ -47,13 +47,14 @@ def expire(context: Context) -> Counter[str]:
     texts_before, chats_before = now - timedelta(policy.text_days or 0), now - timedelta(policy.thread_days or 0)
     with destination.open_writer() as connection:
         has_texts = bool(policy.text_days) and _has_old_texts(connection, schema, texts_before)
+        has_replaced = bool(destination.list_replaced(connection))
         has_chats = bool(policy.thread_days) and _has_rows(
             connection, f"{schema}.chats WHERE {IS_DORMANT}", chats_before
         )
-    if has_texts:
+    if has_texts or has_replaced:
         workspace.set_pending("publish", "compact")
         with destination.rewrite_rows(DATED) as connection:  # the marts have no texts
-            counts["texts"] = _drop_texts(StoredRows(connection), texts_before)
+            counts["texts"] = _drop_texts(StoredRows(connection), texts_before) if has_texts else 0
     if is_due and (has_chats or workspace.is_pending("compact")):
         if has_chats:
             with rewriting(context) as rows:

@@ -52,6 +52,8 @@ def workspace(tmp_path: Path) -> Workspace:
             rejected = [f"r{days}", f"canary {days}", at]
             connection.execute("INSERT INTO msgbubbles.rejected_rows VALUES (?, ?, ?)", rejected)
         connection.execute("INSERT INTO msgbubbles.chats VALUES ('timeless', NULL)")
+        # What is left of a table whose key somebody has dropped.
+        connection.execute("CREATE TABLE msgbubbles.messages_replaced_2 AS SELECT text FROM msgbubbles.messages")
     (tmp_path / "company.duckdb").write_bytes(workspace.work.read_bytes())
     return workspace
 
