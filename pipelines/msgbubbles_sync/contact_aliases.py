@@ -26,60 +26,73 @@ PIPELINE = "msgbubbles_contacts"
 COLUMNS = ("handle", "contact")
 # A file that exists while handles have contacts in the warehouse: most runs need not look.
 LOADED = "contact_aliases.loaded"
+# How many invalid rows a message names.
+MAX_FAULTS = 10
 
 
 def load_contact_aliases(context: Context) -> None:
     """Load what has changed in the list since the last run; handles that are no longer in it lose their contact.
 
     If there is anything, the marts and publishing are marked as pending. The caller holds the lock `job`. May be killed
-    and repeated. Raises `InputFileError` for an invalid list.
+    and repeated. Raises `InputFileError` for an invalid list, and for invalid rows once the others are loaded. With
+    invalid rows, no handle loses its contact: it may be the one of such a row.
     """
     workspace, destination = context.workspace, context.destination
     file, marker = context.settings.transforms.contact_aliases, workspace.folder / LOADED
     if not file and not marker.exists():
         return
     redactor = context.redactor
-    aliases = read_aliases(configuration_folder().parent / Path(file).expanduser()) if file else {}
+    aliases, faults = read_aliases(configuration_folder().parent / Path(file).expanduser()) if file else ({}, [])
     for number in read_own_numbers(destination):
         aliases.pop(fold_handle(number), None)
     aliases, stored = _redact(aliases, redactor), _read_stored(destination)
     rows = [
         {"handle": handle, "contact": contact, "_fetched_at": datetime.now(UTC)}
-        for handle, contact in (dict.fromkeys(stored) | aliases).items()
+        for handle, contact in ((stored if faults else dict.fromkeys(stored)) | aliases).items()
         if handle not in stored or stored[handle] != contact
     ]
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
         load_rows(workspace, destination, PIPELINE, [(CONTACT_ALIASES, rows)])
-    if aliases:
+    if aliases or faults:
         marker.touch()
     else:
         marker.unlink(missing_ok=True)
+    if faults:
+        more = f"\n... and {len(faults) - MAX_FAULTS:,} more" if len(faults) > MAX_FAULTS else ""
+        raise InputFileError("\n".join(faults[:MAX_FAULTS]) + more)
 
 
-def read_aliases(path: Path) -> dict[str, str]:
-    """Read the contact of each folded handle. Raises `InputFileError` with file and line, which quotes no handle."""
+def read_aliases(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Read the contact of each folded handle. Returns what is wrong with other rows as well, with file and line.
+
+    Raises `InputFileError` if the file as a whole cannot be read. No message quotes a handle.
+    """
     if path.exists() and not path.is_file():  # reading a pipe may never end
         raise InputFileError(f"{path} is not a file. Name a CSV file in contact_aliases.")
     aliases: dict[str, str] = {}
     lines: dict[str, int] = {}
-    for line, row in read_csv(path, COLUMNS, required=COLUMNS):
+    faults: list[str] = []
+    ambiguous = set[str]()
+    for line, row in read_csv(path, COLUMNS, required=COLUMNS, refuse=faults.append):
         written, contact = row["handle"], row.get("contact", "").strip()
         handle = fold_handle(written)
         if parse_handle(written) is None and not PSEUDONYM.fullmatch(handle):
-            raise InputFileError(
+            faults.append(
                 f"{path}:{line}: the handle is not a valid phone number or e-mail address. "
                 "Use E.164, for example +14155550100."
             )
-        if not contact:
-            raise InputFileError(f"{path}:{line}: the handle has no contact. Write a name or an id in that column.")
-        if aliases.setdefault(handle, contact) != contact:
-            raise InputFileError(
+        elif not contact:
+            faults.append(f"{path}:{line}: the handle has no contact. Write a name or an id in that column.")
+        elif aliases.setdefault(handle, contact) != contact:
+            faults.append(
                 f"{path}:{line}: the handle has another contact in line {lines[handle]}. Remove one of the lines."
             )
-        lines.setdefault(handle, line)
-    return aliases
+            ambiguous.add(handle)
+        else:
+            lines.setdefault(handle, line)
+    return {handle: contact for handle, contact in aliases.items() if handle not in ambiguous}, faults
 
 
 def _redact(aliases: dict[str, str], redactor: Redactor) -> dict[str, str]:

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from msgbubbles.handles import strip_invisible
@@ -35,10 +35,17 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, columns: Collection[str], required: Collection[str] = ()) -> list[tuple[int, dict[str, str]]]:
+def _refuse(message: str) -> None:
+    raise InputFileError(message)
+
+
+def read_csv(
+    path: Path, columns: Collection[str], required: Collection[str] = (), refuse: Callable[[str], None] = _refuse
+) -> list[tuple[int, dict[str, str]]]:
     """Read the rows that are not empty, each with its first line.
 
-    Names of columns are folded; those of `columns` must not occur twice. Raises `InputFileError` without any value.
+    Names of columns are folded; those of `columns` must not occur twice. Raises `InputFileError` without any value; a
+    row with more fields than columns is left out if `refuse` does not raise.
     """
     text = read_text(path)
     # Spreadsheets name the delimiter in a separate line.
@@ -49,6 +56,7 @@ def read_csv(path: Path, columns: Collection[str], required: Collection[str] = (
     )
     rows: list[tuple[int, dict[str, str]]] = []
     header: list[str] = []
+    count = 0
     while True:
         line = first_line + reader.line_num
         try:
@@ -65,12 +73,14 @@ def read_csv(path: Path, columns: Collection[str], required: Collection[str] = (
             if missing := {*required}.difference(header):
                 raise InputFileError(f"{path}:{line}: a column is missing: {min(missing)}. Name it in the first line.")
         elif fields is not None:
+            count += 1
             if any(field.strip() for field in fields[len(header) :]):
-                raise InputFileError(
-                    f"{path}:{line}: row {len(rows) + 1} has more fields than columns. Quote texts that contain "
+                refuse(
+                    f"{path}:{line}: row {count} has more fields than columns. Quote texts that contain "
                     "commas, such as addresses."
                 )
-            rows.append((line, dict(zip(header, fields, strict=False))))
+            else:
+                rows.append((line, dict(zip(header, fields, strict=False))))
         if fields is None:
             return rows
 

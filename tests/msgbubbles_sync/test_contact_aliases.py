@@ -25,12 +25,8 @@ KEY = "of a test, and long enough to be a key"
     [
         ("", ":1: a column is missing"),
         ("handle;name\n", ":1: a column is missing"),
-        ("handle,contact\n\n4155550111,Ann", ":3: the handle is not a valid phone number"),
-        ("handle,contact\n+14155550111", ":2: the handle has no contact"),
-        ("handle,contact\n+14155550111,Ann\nAnn@example.com,Ann\n+1 (415) 555-0111,Ben", ":4: the handle has another"),
         ('handle,contact\n"+14155550111,Ann', " is not valid CSV"),
         (b"handle,contact\n+14155550111,\xff", "is not UTF-8 text"),
-        ("handle,contact\n+14155550111,Smith, Ann", ":2: row 1 has more fields than columns"),
         ("handle,contact\n+14155550111,A\0", "is not UTF-8 text"),
     ],
 )
@@ -41,6 +37,27 @@ def test_unreadable_list_is_refused_without_quoting_a_handle(tmp_path: Path, tex
         read_aliases(path)
     assert message in str(refused.value)
     assert "555" not in str(refused.value).replace("+14155550100", "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("\n4155550111,Ann", ":4: the handle is not a valid phone number"),
+        ("+14155550111", ":3: the handle has no contact"),
+        (
+            "+14155550111,Ann\nAnn@example.com,Ann\n+1 (415) 555-0111,Ben",
+            ":5: the handle has another contact in line 3",
+        ),
+        ("+14155550111,Smith, Ann", ":3: row 2 has more fields than columns"),
+    ],
+)
+def test_invalid_row_is_named_and_left_out_alone(tmp_path: Path, rows: str, fault: str) -> None:
+    path = tmp_path / "contacts.csv"
+    path.write_text(f"handle,contact\n{BEN},Ben\n{rows}\ncat@example.com,Cat\n")
+    aliases, [named] = read_aliases(path)
+    assert (aliases.pop(ANN_MAIL, "Ann"), aliases) == ("Ann", {"+541123456789": "Ben", "cat@example.com": "Cat"})
+    assert fault in named
+    assert "555" not in named.replace("+14155550100", "")
 
 
 def test_missing_list_and_pipe_are_refused(tmp_path: Path) -> None:
@@ -61,7 +78,7 @@ def test_handles_are_normalized_as_in_the_marts(tmp_path: Path) -> None:
         "3;B;+5491123456789",
     ]
     path.write_text("\ufeffsep=;\n" + "\n".join(rows))
-    assert read_aliases(path) == {ANN_MAIL: "Ann", ANN: "Ann", BEN: "B"}
+    assert read_aliases(path) == ({ANN_MAIL: "Ann", ANN: "Ann", BEN: "B"}, [])
 
 
 def load(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, text: str | None) -> dict[str, str | None]:
@@ -93,6 +110,9 @@ def test_changes_of_the_list_are_loaded_and_erased_people_left_out(
     assert not workspace.is_pending("transform")
     assert load(workspace, monkeypatch, f"{ANN},Ann\n{BEN},Ann") == {ANN: "Ann", ANN_MAIL: None, BEN: "Ann"}
     assert workspace.is_pending("transform")
+    with pytest.raises(UsageError, match=r":3: the handle is not a valid phone number"):
+        load(workspace, monkeypatch, f"{BEN},Ben\n4155550111,Ann")
+    assert load(workspace, monkeypatch, f"{ANN},Ann\n{BEN},Ben") == {ANN: "Ann", ANN_MAIL: None, BEN: "Ben"}
 
     assert erase(build_context(workspace), [ANN]).rows["contact_aliases"] == 1
     text += f"\nben@example.com,{ANN}"
