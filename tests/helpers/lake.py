@@ -64,18 +64,31 @@ def write_rows(folder: Path, first: int, rows: int) -> None:
 
 
 def change(job: Job, metadata: dict[str, Any] | None = None) -> tuple[str, str]:
-    """Rename a chat, delete one, and write two messages to one, now and at a time that has been read already.
+    """Rename a chat, write two messages to another and delete one. Returns the deleted chat and the other."""
+    written = rename_and_write(job, metadata)
+    return delete_chat(job), written
 
-    Returns the deleted chat, and the one with the messages.
-    """
-    account, now = job.server.account, datetime.now(UTC)
-    chats = sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
+
+def rename_and_write(job: Job, metadata: dict[str, Any] | None = None) -> str:
+    """Rename a chat, and write two messages to another one, now and at a time that has been read already."""
+    account, now, chats = job.server.account, datetime.now(UTC), list_chats(job)
     account.rename(chats[3]["id"], "Another name", now)
-    account.delete_chat(chats[5]["id"])
     for minutes in (0, 3):
         late = now - timedelta(minutes=minutes)
         account.add_message(NewMessage(chats[9]["id"], "inbound", "hello", late, "received", metadata=metadata))
-    return chats[5]["id"], chats[9]["id"]
+    return str(chats[9]["id"])
+
+
+def delete_chat(job: Job) -> str:
+    """Delete a chat to which nothing has been written for long."""
+    deleted = str(list_chats(job)[5]["id"])
+    job.server.account.delete_chat(deleted)
+    return deleted
+
+
+def list_chats(job: Job) -> list[dict[str, Any]]:
+    """Return the chats, those with the oldest messages first."""
+    return sorted(job.server.truth().chats, key=lambda row: row["last_message_at"] or "")
 
 
 def list_contacts(job: Job) -> list[str]:
