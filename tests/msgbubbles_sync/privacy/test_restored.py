@@ -142,7 +142,10 @@ def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Works
             f'CREATE TABLE backup."{name}" (LIKE {catalog}."{name}" INCLUDING ALL)',
             f'INSERT INTO backup."{name}" SELECT * FROM {catalog}."{name}"',
         )
+    stored = [*workspace.database.parent.rglob("messages/ducklake-*.parquet")]
+    assert stored
     erasing.erase(build_context(workspace), [ANN])
+    assert [path for path in stored if path.exists()] == [], "no snapshot needs them any more"
     run_on_server(f"DROP SCHEMA {catalog} CASCADE", f"ALTER SCHEMA backup RENAME TO {catalog}")
 
     with pytest.raises(duckdb.Error) as lost:
