@@ -227,7 +227,7 @@ def read_participants(chat: Chat) -> list[str] | None:
         return None
     if participants is None:
         return None
-    return sorted({person if isinstance(person, str) else person.handle for person in participants})
+    return sorted({person if isinstance(person, str) else person.handle for person in participants} - {""})
 
 
 class _Participant(msgspec.Struct):

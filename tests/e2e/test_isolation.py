@@ -92,6 +92,7 @@ def test_part_of_a_run_that_fails_stops_no_other_part(new_job: Callable[..., Job
     assert parts["webhook events"] in job.ask("status", "--text")
     with duckdb.connect(str(job.database), read_only=True) as database:
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(1,)]
+        assert database.execute("SELECT contact FROM msgbubbles.contact_aliases").fetchall() == [("Ann",)]
     assert differences(job.database, job.server.truth()) == {}
 
     ledger.unlink()

@@ -91,6 +91,10 @@ def load(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, text: str | None
         monkeypatch.setenv("TRANSFORMS__CONTACT_ALIASES", str(path))
     workspace.set_done("transform")
     load_contact_aliases(build_context(workspace))
+    return read_stored(workspace)
+
+
+def read_stored(workspace: Workspace) -> dict[str, str | None]:
     with duckdb.connect(str(workspace.work)) as connection:
         return dict(connection.execute("SELECT handle, contact FROM msgbubbles.contact_aliases").fetchall())
 
@@ -112,6 +116,7 @@ def test_changes_of_the_list_are_loaded_and_erased_people_left_out(
     assert workspace.is_pending("transform")
     with pytest.raises(UsageError, match=r":3: the handle is not a valid phone number"):
         load(workspace, monkeypatch, f"{BEN},Ben\n4155550111,Ann")
+    assert read_stored(workspace) == {ANN: "Ann", ANN_MAIL: None, BEN: "Ben"}
     assert load(workspace, monkeypatch, f"{ANN},Ann\n{BEN},Ben") == {ANN: "Ann", ANN_MAIL: None, BEN: "Ben"}
 
     assert erase(build_context(workspace), [ANN]).rows["contact_aliases"] == 1

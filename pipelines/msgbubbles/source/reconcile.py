@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from msgbubbles.decode import drop_fields, read_participants
-from msgbubbles.errors import LimitReached, NotFoundError, until
+from msgbubbles.errors import LimitReached, NotFoundError, PermanentError, until
 from msgbubbles.models import Chat
 from msgbubbles.settings import SourceSettings
 from msgbubbles.times import DAY_MS, from_epoch_ms, is_recent
@@ -36,6 +36,9 @@ EVENT_WAITS_MS = 7 * DAY_MS
 MAX_READ_FOR_EVENTS = 1000
 # How many chats that only events name are remembered as asked for.
 MAX_NAMED_BY_EVENTS = 1000
+# After this many groups without a list of participants, and none with one, the API counts as hiding them.
+MAX_HIDDEN = 3
+NO_PARTICIPANTS = "the group has no list of participants that can be read"
 
 Failed = set[tuple[str, str]]
 
@@ -262,30 +265,41 @@ def _read_for_events(state: ChatsState, context: StreamContext) -> Iterator[Any]
 
 
 def _read_participants(state: ChatsState, context: StreamContext) -> None:
-    """Ask for the participants of each group of `run.missing`. If the API hides them, wait for a day."""
+    """Ask for the participants of each group of `run.missing`. If the API hides those of all, wait for a day."""
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
+    is_shown, hidden, failed_before = False, list[str](), {unit.id for unit in failed.all("participants")}
     for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
             continue
         context.before_request()
         fetched_at = run.clock.now()
         chat: Chat | None = None
-        with failed.attempt("participants", chat_id):
+        handles: list[str] | None = None
+        with failed.attempt("participants", chat_id) as attempt:
             try:
                 chat = client.get_chat(chat_id)
+                handles = read_participants(chat)
             except NotFoundError:
                 state.missed[chat_id] = SWEEPS_MISSED
+            if chat is not None and handles is None and (is_shown or chat_id in failed_before):
+                raise PermanentError(NO_PARTICIPANTS)
         run.on_page()
-        if chat is None:
+        if chat is None or not attempt.succeeded:
             continue
-        handles = read_participants(chat)
         if handles is None:
-            state.participants_hidden_ms = state.seen_ms
-            return
+            hidden.append(chat_id)
+            if len(hidden) == MAX_HIDDEN:
+                break
+            continue
+        is_shown = True
         buffer.put(drop_participants(chat), fetched_at)
         # By the API's clock, because it is compared with the API's `updated_at`.
         buffer.put_participants(chat_id, handles, before, from_epoch_ms(state.seen_ms))
         run.reconciled["participant lists"] += 1
+    if hidden and not is_shown:
+        state.participants_hidden_ms = state.seen_ms
+    for chat_id in hidden if is_shown else ():
+        failed.record("participants", chat_id, PermanentError(NO_PARTICIPANTS))
 
 
 def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:

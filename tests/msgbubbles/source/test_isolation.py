@@ -155,6 +155,50 @@ def test_unreadable_chat_is_recorded_and_its_messages_are_stored(
     assert {"conv_0", "conv_1"} <= stored
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, "{}"),
+        (200, "<html>"),
+        (200, '{"data": {"id": "%s", "is_group": true}}'),
+        (200, '{"data": {"id": "%s", "is_group": true, "participants": "Ann"}}'),
+        (200, '{"data": {"id": "%s", "is_group": true, "participants": ' + "[" * 200 + "]" * 200 + "}}"),
+    ],
+)
+def test_group_without_participants_affects_no_other_group(status: int, body: str) -> None:
+    world = World(Knobs(), build_settings(read_participants=True))
+    groups: list[str] = []
+    for number in range(3):
+        people, at = [f"+1415555{number:04}"], world.at() - timedelta(hours=number)
+        groups.append(world.account.add_chat(OURS, f"group:{number}", at, is_group=True, participants=people))
+        world.account.add_messages([NewMessage(groups[-1], "inbound", "hello", at, "received")])
+    world.pass_time(60_000)
+    odd, asked = groups[0], list[str]()  # the newest is asked first
+
+    def answer(_method: str, path: str, _query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        asked.extend(group for group in groups if path.endswith(group))
+        return (status, {}, body.replace("%s", odd).encode()) if path.endswith(odd) else None
+
+    def read() -> set[str]:
+        return {row["chat_id"] for row in world.store.tables["participant_lists"].values()}
+
+    world.knobs.answer = answer
+    assert world.sync().error is None
+    assert (read(), asked[0]) == ({*groups[1:]}, odd)
+    assert [unit[:2] for unit in failed(world)] == [("participants", odd)]
+    for _ in range(TRIES_WITHOUT_WAIT):
+        world.pass_time(60_000)
+        world.sync()
+    tried = len(asked)
+    world.sync()
+    assert (len(asked), failed(world)[0][:2]) == (tried, ("participants", odd)), "it waits"
+    world.knobs.answer = None
+    world.pass_time(2 * DAY_MS)
+    world.sync()
+    assert (read(), failed(world)) == ({*groups}, [])
+    world.close()
+
+
 def test_id_that_cannot_be_part_of_a_url_is_a_failed_read(new_world: Callable[..., World]) -> None:
     world = new_world(chats=3)
     odd = chat_ids(world)[0]

@@ -13,7 +13,7 @@ from msgbubbles.models import Chat
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (["+2", "+1", "+2"], ["+1", "+2"]),
+        (["+2", "+1", "", "+2"], ["+1", "+2"]),
         ([{"handle": "+1", "name": "x"}, "+0"], ["+0", "+1"]),
         ([], []),
         (None, None),
