@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 
 from helpers.context import build_destination
+from helpers.sizes import nightly
 from msgbubbles_sync.destinations import server
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.claims import explain_same_numbers
@@ -190,6 +191,8 @@ def test_unnamed_account_and_named_accounts_do_not_mix(of: Of) -> None:
         alone.prepare()
 
 
+# The statements are the same in a lake.
+@pytest.mark.parametrize("of", ["postgres", pytest.param("ducklake", marks=nightly)], indirect=True)
 def test_old_states_of_dlt_are_deleted_before_a_run(of: Of) -> None:
     account = begun(of, "north")
     states = "SELECT name AS pipeline_name, n::VARCHAR AS _dlt_load_id, '{}' AS state FROM range(100, 125) AS ids (n)"
