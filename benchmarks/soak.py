@@ -181,14 +181,21 @@ def compare_with_truth(job: Job, server: Server) -> dict[str, Any]:
     fresh.folder.mkdir()
     fresh.run(transform=True)
     found: dict[str, Any] = differences(job.database, server.truth())
-    return found | {mart: "differs" for mart in MARTS if read_mart(job, mart) != read_mart(fresh, mart)}
+    for mart in MARTS:
+        rows, expected = read_mart(job, mart), read_mart(fresh, mart)
+        if rows != expected:
+            pairs = [pair for pair in zip(rows, expected, strict=False) if pair[0] != pair[1]]
+            columns = sorted({name for one, other in pairs for name in one if one[name] != other[name]})
+            found[mart] = {"rows": [len(rows), len(expected)], "different": len(pairs), "columns": columns}
+    return found
 
 
-def read_mart(job: Job, mart: str) -> list[Any]:
+def read_mart(job: Job, mart: str) -> list[dict[str, Any]]:
     with duckdb.connect(str(job.database), read_only=True) as connection:
         columns = [row[0] for row in connection.execute(f"DESCRIBE marts.{mart}").fetchall()]
-        names = ", ".join(column for column in columns if not column.endswith(OWN_COLUMNS))
-        return connection.execute(f"SELECT {names} FROM marts.{mart} ORDER BY ALL").fetchall()  # noqa: S608
+        names = [column for column in columns if not column.endswith(OWN_COLUMNS)]
+        rows = connection.execute(f"SELECT {', '.join(names)} FROM marts.{mart} ORDER BY ALL").fetchall()  # noqa: S608
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def measure_growth(samples: list[int]) -> float | None:
