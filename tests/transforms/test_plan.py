@@ -344,10 +344,14 @@ def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:
     built.warehouse.load("3", messages=[messages[1] | {"status": "sent"}])
     built.build()
     assert built.planned == [True] * 2
-    tests = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan).tests
+    recorded = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan)
+    ids = {step.name: step.id for step in recorded.steps}
+    for test in recorded.tests:  # or one would be left out although something that it reads has changed
+        names = {name for _, name in plan.TABLE.findall(plan.COMMENT.sub("", test.statement))}
+        assert {ids[name] for name in names & ids.keys() - plan.BOOKKEEPING} <= {*test.inputs}
     limited = [
         (match[1], statement)
-        for test in tests
+        for test in recorded.tests
         for statement in separate(test.statement)
         if (match := LIMITED.search(statement))
     ]
