@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             with serve_to_this_process(chats=60, messages=300) as server:
                 report = job.run(build_context(workspace_in(new)), Limits(with_transform=False))
                 assert report.record["outcome"] == "complete"
-                with sqlite3.connect(new / "account.sqlite") as account:
+                with closing(sqlite3.connect(new / "account.sqlite")) as account:
                     server.account._database.backup(account)
             new.rename(folder)
     return folder
@@ -45,7 +46,7 @@ def copy_first_run(first_run: Path) -> Callable[[Path, Server], Workspace]:
 
     def copy(folder: Path, server: Server) -> Workspace:
         shutil.copytree(first_run, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("account.sqlite"))
-        with sqlite3.connect(first_run / "account.sqlite") as account:
+        with closing(sqlite3.connect(first_run / "account.sqlite")) as account:
             account.backup(server.account._database)
         context, limits = build_context(workspace_in(folder)), Limits(with_transform=False)
         # It was at another address.
