@@ -40,8 +40,8 @@ from msgbubbles_sync.sandbox.seed import advance  # noqa: E402
 
 DATABASE = ("--database", "company.duckdb")
 MARTS = ("thread_activity", "thread_activity_daily", "thread_activity_hours", "number_activity_daily", "contact")
-# The marts' columns that depend on when a row was read, or on events alone.
-OWN_COLUMNS = ("fetched_at", "typing_at", "typed_unsent")
+# The marts' columns that depend on when a row was read, on when marts were built (`dormant_days`), or on events alone.
+OWN_COLUMNS = ("fetched_at", "dormant_days", "typing_at", "typed_unsent")
 COUNTED = """
 SELECT (SELECT sum(messages_total) FROM marts.thread_activity), count(*)
 FROM staging.stg_messages WHERE counts_in_thread AND chat_id IN (SELECT chat_id FROM staging.stg_chats)"""
