@@ -60,7 +60,8 @@ class Redactor:
     """Applies `policy`.
 
     `erased` are hashes by `Pseudonymizer.erased_handle` and `erased_chat`. Chats that turn out to be an erased person's
-    are added to `found_chats`, dormant ones to `dormant`, and pseudonyms with their handles to `vault`.
+    are added to `found_chats`, dormant ones to `dormant`, and pseudonyms with their handles to `vault`. Ages count from
+    `now`.
     """
 
     policy: Policy = FULL

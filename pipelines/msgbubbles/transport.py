@@ -76,11 +76,27 @@ class Clock:
         self._wall = wall
         self._last_at = datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()
+        # How far the latest `Date` is ahead of this machine's clock; null before an answer.
+        self._ahead: timedelta | None = None
 
     def now(self) -> datetime:
         with self._lock:
             self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
             return self._last_at
+
+    def note_date(self, date: datetime | None, now: datetime, *, is_success: bool) -> None:
+        """Note the `Date` of an answer (null without one; UTC), received at `now`."""
+        if date is not None:
+            self._ahead = date - now
+        elif is_success and self._ahead is None:  # an API without dates, not a proxy's error
+            self._ahead = timedelta(0)
+
+    def earlier(self) -> datetime | None:
+        """Return this machine's time or that of the API's latest answer, whichever is earlier; null before an answer.
+
+        What is removed for its age is old by both, so that a wrong clock removes nothing.
+        """
+        return None if self._ahead is None else self._wall() + min(self._ahead, timedelta(0))
 
 
 @dataclass
@@ -290,10 +306,11 @@ class Transport:
         if fault:
             # Raised here, not from httpx's error, which contains the URL and may quote a header.
             raise kind(fault)
+        date = responses.read_date(response)
+        self.clock.note_date(date, fetched_at, is_success=response.is_success)
         if not response.is_success:
             self.last_error_message = responses.read_error_message(body)
             raise responses.build_error(response, body)
-        date = responses.read_date(response)
         server_at = self.clock.api.at(date, fetched_at)
         answer = Answer(response.status_code, body, responses.read_request_id(response), fetched_at, server_at, date)
         self.last_answer = answer

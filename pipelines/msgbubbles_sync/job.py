@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import duckdb
 from msgspec import structs
@@ -199,6 +200,7 @@ def _log_run(context: Context, report: RunReport) -> Iterator[None]:
 def _add_record(context: Context, report: RunReport) -> None:
     with suppress(OSError):  # a full disk has been reported already
         RunLog(context.workspace.folder).add(report.record)
+        policy.save_ages_from(context.workspace, context.settings.policy, report.run.clock)
 
 
 @contextmanager
@@ -369,8 +371,9 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         if with_record:
             workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
             records = [*RunLog(workspace.folder).records(), report.record]
-            keep_days = context.settings.sync.run_days
-            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, keep_days))
+            keep_days, now = context.settings.sync.run_days, report.run.clock.earlier()
+            oldest = now - timedelta(keep_days) if keep_days and now is not None else None
+            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, oldest))
             report.store_failed_reads()
         report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
         report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,14 +76,15 @@ class RunLog:
         return records
 
 
-def store(connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str, keep_days: int = 0) -> None:
+def store(
+    connection: duckdb.DuckDBPyConnection, records: Sequence[RunRecord], schema: str, oldest: datetime | None = None
+) -> None:
     """Write these records to `sync_runs` in a schema of the warehouse.
 
-    Runs of more than `keep_days` ago are removed, and not written; 0 keeps all.
+    Runs from before `oldest` (UTC) are removed, and not written.
     """
     table = create_table(connection, schema, SYNC_RUNS)
-    if keep_days:
-        oldest = datetime.now(UTC) - timedelta(days=keep_days)
+    if oldest is not None:
         connection.execute(f"DELETE FROM {table} WHERE started_at < ?", [oldest])  # noqa: S608
         records = [record for record in records if datetime.fromisoformat(record["started_at"]) >= oldest]
     # The run that publishes has not ended yet, so the next one writes its row again.

@@ -74,7 +74,7 @@ class SyncSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_pages: Annotated[int, Meta(ge=MIN_BATCH_PAGES)] = 500
     publish_minutes: Annotated[int, Meta(ge=1)] = 60
-    run_days: Annotated[int, Meta(ge=0, description="a whole number of days, or 0 for no limit")] = 0
+    run_days: Annotated[int, Meta(ge=0, le=100_000, description="a whole number of days, or 0 for no limit")] = 0
     memory_limit: Size = "none"
     lock_timeout_seconds: Seconds = 60
     statement_timeout_seconds: Seconds = 3600

@@ -12,8 +12,10 @@ import pytest
 from helpers.world import OURS, SINCE_1970, World
 from msgbubbles.api_time import MORE_ANSWERS, ApiTime
 from msgbubbles.client import Client
+from msgbubbles.policy import Policy
+from msgbubbles.redact import Redactor
 from msgbubbles.times import HOUR_MS
-from msgbubbles.transport import Transport
+from msgbubbles.transport import Clock, Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
@@ -92,6 +94,31 @@ def test_rename_is_seen_within_a_day_of_a_wrong_date(ahead: timedelta) -> None:
             world.pass_time(25 * HOUR_MS)
             world.sync()
             assert world.differences() == {}
+
+
+@pytest.mark.parametrize(
+    ("ours_ahead", "api_ahead", "are_old"),
+    [(YEAR, 0 * YEAR, False), (-YEAR, 0 * YEAR, False), (0 * YEAR, YEAR, False), (YEAR, YEAR, True)],
+)
+def test_rows_are_old_only_by_both_clocks(ours_ahead: timedelta, api_ahead: timedelta, are_old: bool) -> None:
+    with closing(world_with_chats(feed=True)) as world:
+        world.redactor = Redactor(Policy(text_days=30, thread_days=300))
+        world.client_ahead_ms = ours_ahead // timedelta(milliseconds=1)
+        sync_with_dates(world, lambda at, _number: at + api_ahead)
+        left = 0 if are_old else 12
+        assert len(world.store.tables["chats"]) == left
+        assert sum(row["text"] is not None for row in world.store.tables["messages"].values()) == left
+
+
+def test_answers_without_a_date_confirm_this_clock_only_if_none_has_one() -> None:
+    clock = Clock(lambda: NOW)
+    clock.note_date(None, NOW, is_success=False)
+    assert clock.earlier() is None, "the error of a proxy"
+    clock.note_date(None, NOW, is_success=True)
+    assert clock.earlier() == NOW
+    clock.note_date(NOW - YEAR, NOW, is_success=False)
+    clock.note_date(None, NOW, is_success=True)
+    assert clock.earlier() == NOW - YEAR
 
 
 @pytest.mark.parametrize("feed", [True, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 
@@ -27,6 +27,7 @@ def test_only_new_and_continued_runs_are_written() -> None:
         assert connection.execute(STORED).fetchall() == [("a", "complete"), ("b", "failed"), ("c", "stopped")]
         store(connection, [], "msgbubbles")
         assert len(connection.execute(STORED).fetchall()) == 3
-        now = datetime.now(UTC).isoformat()
-        store(connection, [*records, build_record("d", "complete") | {"started_at": now}], "msgbubbles", keep_days=90)
+        now = datetime.now(UTC)
+        new = build_record("d", "complete") | {"started_at": now.isoformat()}
+        store(connection, [*records, new], "msgbubbles", oldest=now - timedelta(90))
         assert connection.execute(STORED).fetchall() == [("d", "complete")]

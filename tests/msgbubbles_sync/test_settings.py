@@ -331,6 +331,7 @@ def test_no_other_module_reads_the_configuration() -> None:
         ("sync", "batch_pages", 19, "a whole number of at least 20"),
         ("sync", "publish_minutes", 0, "a whole number of at least 1"),
         ("sync", "run_days", -1, "a whole number of days, or 0 for no limit"),
+        ("sync", "run_days", 1_000_000, "a whole number of days, or 0 for no limit"),
         ("sync", "memory_limit", "little", 'a size like "512MB", or "none"'),
         ("sync", "lock_timeout_seconds", -1, "a whole number of seconds, or 0 for no limit"),
         ("transforms", "time_zone", "Berlin", 'a name like "Europe/Berlin"'),

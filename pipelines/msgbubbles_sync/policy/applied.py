@@ -6,18 +6,23 @@ be applied to the stored rows before more are loaded, and erased people must sta
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import duckdb
 import msgspec
 
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
+from msgbubbles.times import EPOCH
+from msgbubbles.transport import Clock
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import InputFileError, UsageError, list_causes
-from msgbubbles_sync.files import move_damaged, write_privately
+from msgbubbles_sync.files import move_damaged, read_json, write_privately
 from msgbubbles_sync.run_log import FILE as RUN_LOG
 from msgbubbles_sync.settings import Settings
 from msgbubbles_sync.sql import read_value, store_value
@@ -27,6 +32,10 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 from .vault import Vault
 
 FILE = "privacy.json"
+# The time that ages counted from in the latest run in which the API answered.
+AGES_FROM = "ages_from.json"
+# How long after that run ages go on counting.
+MAX_UNCONFIRMED = timedelta(days=1)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -174,7 +183,7 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     record = Record.load(workspace)
     if record is None:
         if not policy.redacts:
-            return Redactor(policy)
+            return Redactor(policy, now=partial(read_ages_from, workspace))
         if has_rows(workspace):
             raise _not_applied(policy, FULL)
         record = Record(policy, pseudonyms.check if pseudonyms else None)
@@ -186,7 +195,26 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     vault = None
     with suppress(InputFileError):
         vault = open_vault(settings)
-    return Redactor(policy, pseudonyms, record.erased, vault=vault)
+    return Redactor(policy, pseudonyms, record.erased, vault, partial(read_ages_from, workspace))
+
+
+def read_ages_from(workspace: Workspace) -> datetime:
+    """Return the time that ages count from: now, but at most a day after the latest run in which the API answered.
+
+    This machine's clock alone, which may be wrong, removes no rows. Before the first such run, nothing is old.
+    """
+    try:
+        confirmed = datetime.fromisoformat(read_json(workspace.folder / AGES_FROM))
+    except (TypeError, ValueError):
+        return EPOCH
+    return min(datetime.now(UTC), confirmed + MAX_UNCONFIRMED)
+
+
+def save_ages_from(workspace: Workspace, policy: Policy, clock: Clock) -> None:
+    """Save the time for `read_ages_from` if the API has answered."""
+    confirmed = clock.earlier()
+    if confirmed is not None and (policy.text_days or policy.thread_days):
+        write_privately(workspace.folder / AGES_FROM, json.dumps(confirmed.isoformat()))
 
 
 def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:

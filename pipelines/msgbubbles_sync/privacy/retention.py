@@ -7,13 +7,14 @@ as in a DuckDB file; otherwise they are removed once a day, too.
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import duckdb
 
 from msgbubbles.tables import CHATS, MESSAGES, Pii
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.files import is_older_than
+from msgbubbles_sync.policy.applied import read_ages_from
 from msgbubbles_sync.sql import fetch_rows
 from msgbubbles_sync.tables import TABLES
 
@@ -43,7 +44,7 @@ def expire(context: Context) -> Counter[str]:
     is_due = is_older_than(workspace.folder / DONE, DAY_SECONDS)
     if not (destination.updates_in_place or is_due) or not destination.has_tables():
         return counts
-    now, schema = datetime.now(UTC), destination.write_schema
+    now, schema = read_ages_from(workspace), destination.write_schema
     texts_before, chats_before = now - timedelta(policy.text_days or 0), now - timedelta(policy.thread_days or 0)
     with destination.open_writer() as connection:
         has_texts = bool(policy.text_days) and _has_old_texts(connection, schema, texts_before)

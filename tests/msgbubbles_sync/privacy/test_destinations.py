@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,7 +23,8 @@ from msgbubbles_sync.dbt.build_result import BuildResult
 from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.errors import TransformError
-from msgbubbles_sync.policy.applied import Record
+from msgbubbles_sync.files import write_privately
+from msgbubbles_sync.policy.applied import AGES_FROM, Record
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply, rewrite
 from msgbubbles_sync.privacy.retention import DONE, expire
@@ -209,6 +211,7 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
         settings = replace(load_settings(), policy=Policy(**days))  # type: ignore[arg-type]
         return dict(expire(build_context(workspace, settings)))
 
+    write_privately(workspace.folder / AGES_FROM, json.dumps(datetime.now(UTC).isoformat()))
     copy_messages_without_key(workspace)
     assert expired(text_days=10) == {"texts": 2}
     assert find(workspace, "canary before m1", "canary now m1", "canary now m4").keys() == {"canary now m4"}

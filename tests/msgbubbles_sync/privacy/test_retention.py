@@ -10,8 +10,12 @@ import duckdb
 import pytest
 
 from helpers.canary import find_words
-from helpers.context import build_context
+from helpers.context import build_context, serve_to_this_process
 from msgbubbles.policy import Policy
+from msgbubbles.transport import Clock
+from msgbubbles_sync import job
+from msgbubbles_sync.context import Limits
+from msgbubbles_sync.policy.applied import AGES_FROM, read_ages_from, save_ages_from
 from msgbubbles_sync.privacy.retention import DONE, expire
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -55,7 +59,15 @@ def workspace(tmp_path: Path) -> Workspace:
         # What is left of a table whose key somebody has dropped.
         connection.execute("CREATE TABLE msgbubbles.messages_replaced_2 AS SELECT text FROM msgbubbles.messages")
     (tmp_path / "company.duckdb").write_bytes(workspace.work.read_bytes())
+    answered(workspace, ahead=timedelta(0))
     return workspace
+
+
+def answered(workspace: Workspace, ahead: timedelta) -> None:
+    """Record a run in which the API answered, by whose clock it is this much later than by ours."""
+    clock = Clock()
+    clock.note_date(datetime.now(UTC) + ahead, datetime.now(UTC), is_success=True)
+    save_ages_from(workspace, Policy(text_days=10), clock)
 
 
 def expired(workspace: Workspace, **days: int) -> dict[str, int]:
@@ -95,6 +107,27 @@ def test_old_texts_are_dropped_each_run_and_their_bytes_daily(workspace: Workspa
     assert expired(workspace, text_days=4) == {}
     assert not workspace.is_pending("compact")
     assert find_words(workspace.folder, ["canary"]) == {}
+
+
+def test_wrong_clock_removes_nothing(workspace: Workspace) -> None:
+    answered(workspace, ahead=-timedelta(45))  # ours is ahead
+    assert expired(workspace, thread_days=10, text_days=10) == {}
+    (workspace.folder / AGES_FROM).unlink()
+    assert expired(workspace, thread_days=10, text_days=10) == {}, "the API has not answered yet"
+    answered(workspace, ahead=timedelta(300))  # the API's is ahead
+    assert expired(workspace, thread_days=100, text_days=10) == {"texts": 1}
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_ages_count_from_a_run_in_which_the_api_answers(tmp_path: Path, is_refused: bool) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+    began = datetime.now(UTC)
+    with serve_to_this_process(chats=2, messages=5):
+        settings = replace(load_settings(), policy=Policy(text_days=30))
+        if is_refused:
+            settings = replace(settings, api_key="revoked")
+        job.run(build_context(workspace, settings), Limits(with_transform=False))
+    assert began - timedelta(seconds=2) < read_ages_from(workspace) <= datetime.now(UTC)
 
 
 def test_dormant_chat_is_removed_whole_once_a_day(workspace: Workspace) -> None:
