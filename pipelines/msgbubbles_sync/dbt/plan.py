@@ -22,7 +22,7 @@ import msgspec
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
-from msgbubbles_sync.sql import limit_seconds
+from msgbubbles_sync.sql import limit_seconds, use_one_thread
 
 from .plan_tests import TEST_THREADS, DataTest, View, batch_tests, find_inputs, follow, is_view, passes, select_tests
 
@@ -153,13 +153,14 @@ class PlanFile:
 
     @contextmanager
     def _open(self, destination: Destination) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Connect to the database. For few rows, more threads take up to a third more CPU time, and no less time."""
-        with destination.open_writer() as connection, limit_seconds(connection, self._timeout_seconds):
-            connection.execute("SET threads = 1")
+        with (
+            destination.open_writer() as connection,
+            limit_seconds(connection, self._timeout_seconds),
+            use_one_thread(connection),
+        ):
             record_progress(self._timeout_seconds, at_once=True)
             yield connection
             record_progress(at_once=True)
-            connection.execute("RESET threads")
 
     def _load(self) -> Plan | None:
         with suppress(OSError, msgspec.MsgspecError):

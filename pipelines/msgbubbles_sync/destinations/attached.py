@@ -56,8 +56,6 @@ class Attached(Destination):
     # For error messages: what to choose another of if this one is taken, and how to rename the schemas.
     _another: str
     _rename: str
-    # With views of others on top of it.
-    _drop = "DROP TABLE {table}"
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         super().__init__(workspace, settings)
@@ -188,8 +186,7 @@ class Attached(Destination):
                             connection.execute(f"INSERT INTO {path} BY NAME {rows}")
                         else:
                             connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
-                    for name in self.list_replaced(connection):
-                        connection.execute(self._drop.format(table=f"{self.write_schema}.{quote_name(name)}"))
+                    self._drop_replaced(connection)
                     staging = self.name_schema("msgbubbles_staging")
                     for name in _list_own_tables(connection, staging):
                         self._empty_table(connection, staging, name)

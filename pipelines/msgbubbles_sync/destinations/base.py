@@ -15,7 +15,7 @@ from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import fetch_rows, list_columns, list_tables
+from msgbubbles_sync.sql import fetch_rows, list_columns, list_tables, quote_name
 from msgbubbles_sync.tables import JOB_TABLES, REPLACED_NAME
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
@@ -41,6 +41,8 @@ class Destination(ABC):
     file_format: Literal["parquet", "csv"] = "parquet"
     # Whether a change of a few stored rows costs little. Otherwise, whole tables are rewritten.
     updates_in_place = False
+    # With views of others on top of it.
+    _drop = "DROP TABLE {table}"
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
         self._workspace, self._settings = workspace, settings
@@ -207,6 +209,10 @@ class Destination(ABC):
     def list_replaced(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """Return the tables that somebody has changed beyond repair, and that got another name then."""
         return [name for name in list_tables(connection, self.write_schema) if REPLACED_NAME.fullmatch(name)]
+
+    def _drop_replaced(self, connection: duckdb.DuckDBPyConnection) -> None:
+        for name in self.list_replaced(connection):
+            connection.execute(self._drop.format(table=f"{self.write_schema}.{quote_name(name)}"))
 
     def drop_marts(self) -> bool:
         """Drop the marts, where a build does not replace all of them. Returns whether none is left."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from msgbubbles_sync.files import follow_links, is_older_than, sync_to_disk
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import quote_literal, quote_name, use_one_thread
 from msgbubbles_sync.workspace import DATASET
 
 from .publish import Options
@@ -28,9 +28,8 @@ def drop_leftovers(connection: duckdb.DuckDBPyConnection) -> None:
     """Drop what dlt has left in a database, and write all changes to its file."""
     drop_old_states(connection, DATASET)
     connection.execute(f"DROP SCHEMA IF EXISTS {DATASET}_staging CASCADE")  # dlt creates it again
-    connection.execute("SET threads = 1")  # more take twice the CPU time for a few changed rows, and no less time
-    connection.execute("CHECKPOINT")
-    connection.execute("RESET threads")
+    with use_one_thread(connection):
+        connection.execute("CHECKPOINT")
 
 
 def should_compact(connection: duckdb.DuckDBPyConnection, stamp: Path) -> bool:

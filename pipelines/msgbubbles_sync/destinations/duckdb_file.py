@@ -129,8 +129,7 @@ class DuckDBFile(Destination):
     @contextmanager
     def rewrite_rows(self, _tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         with self.open_writer() as connection, transaction(connection):
-            for table in self.list_replaced(connection):
-                connection.execute(f"DROP TABLE {DATASET}.{quote_name(table)}")
+            self._drop_replaced(connection)
             yield connection
             for table in list_tables(connection, "msgbubbles_staging"):
                 connection.execute(f"DELETE FROM msgbubbles_staging.{quote_name(table)}")  # noqa: S608

@@ -102,8 +102,10 @@ class Heartbeat:
 
 def _is_running(folder: Path, beat: Beat, now: datetime) -> bool:
     """Return whether the receiver of a heartbeat runs. On this machine, its lock shows at once that it has ended."""
-    if beat.is_stopped or not beat.is_alive(now) or beat.host != socket.gethostname():
-        return not beat.is_stopped and beat.is_alive(now)
+    if beat.is_stopped or not beat.is_alive(now):
+        return False
+    if beat.host != socket.gethostname():
+        return True
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
