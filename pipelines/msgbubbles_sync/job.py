@@ -66,8 +66,8 @@ EVENT_TABLES = {WEBHOOK_EVENTS.name, "messages", "chats"}
 
 NOT_PUBLISHED = "not published: rows that should be removed could not be; the next run tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
-changed or removed a table or a column. What they lack is read, and erased, again; only webhook events that they lack
-are lost"""
+changed or removed a table or a column. What they lack is read, and erased, again; lost is only what the API does not
+keep: webhook events, and earlier titles and participants of groups"""
 
 
 def run(context: Context, limits: Limits, *, accept_ties: bool = False) -> RunReport:
