@@ -14,7 +14,7 @@ from msgbubbles.decode import drop_fields, read_participants
 from msgbubbles.errors import LimitReached, NotFoundError, PermanentError, until
 from msgbubbles.models import Chat
 from msgbubbles.settings import SourceSettings
-from msgbubbles.times import DAY_MS, from_epoch_ms, is_recent
+from msgbubbles.times import DAY_MS, from_epoch_ms
 
 from .chat_messages import read_chat_messages
 from .coverage import Coverage
@@ -38,6 +38,8 @@ MAX_READ_FOR_EVENTS = 1000
 MAX_NAMED_BY_EVENTS = 1000
 # After this many groups without a list of participants, and none with one, the API counts as hiding them.
 MAX_HIDDEN = 3
+# With this many tries, the pause between them is a day.
+MAX_HIDDEN_TRIES = 12
 NO_PARTICIPANTS = "the group has no list of participants that can be read"
 
 Failed = set[tuple[str, str]]
@@ -111,16 +113,18 @@ def _find_groups(
     warehouse: Warehouse, states: States, settings: SourceSettings, limit: int
 ) -> dict[str, list[str] | None]:
     """Return the groups to ask for their participants, with the participants stored before."""
-    now_ms = states.chats.seen_ms
-    if not settings.read_participants or is_recent(states.chats.participants_hidden_ms, now_ms, DAY_MS):
+    now_ms, hidden = states.chats.seen_ms, states.chats.participants_hidden
+    if not settings.read_participants or is_waiting(len(hidden), states.chats.participants_hidden_ms or 0, now_ms):
         return {}
-    groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit)
+    last_asked = {chat_id: number for number, groups in enumerate(hidden) for chat_id in groups}
+    groups = warehouse.groups_to_ask(now_ms - DAY_MS, limit + len(last_asked))
     waiting = {
         unit.id
         for unit in states.failed_reads
         if unit.kind == "participants" and is_waiting(unit.tries, unit.last_tried_ms, now_ms)
     }
-    return {chat_id: before for chat_id, before in groups.items() if chat_id not in waiting}
+    groups = {chat_id: before for chat_id, before in groups.items() if chat_id not in waiting}
+    return dict(sorted(groups.items(), key=lambda group: last_asked.get(group[0], -1))[:limit])
 
 
 def _unread_overflows(state: ListState) -> list[Overflow]:
@@ -265,9 +269,9 @@ def _read_for_events(state: ChatsState, context: StreamContext) -> Iterator[Any]
 
 
 def _read_participants(state: ChatsState, context: StreamContext) -> None:
-    """Ask for the participants of each group of `run.missing`. If the API hides those of all, wait for a day."""
+    """Ask for the participants of each group of `run.missing`. If the first show none, the next runs ask others."""
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
-    is_shown, hidden, failed_before = False, list[str](), {unit.id for unit in failed.all("participants")}
+    shown, hidden, failed_before = set[str](), list[str](), {unit.id for unit in failed.all("participants")}
     for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
             continue
@@ -281,7 +285,7 @@ def _read_participants(state: ChatsState, context: StreamContext) -> None:
                 handles = read_participants(chat)
             except NotFoundError:
                 state.missed[chat_id] = SWEEPS_MISSED
-            if chat is not None and handles is None and (is_shown or chat_id in failed_before):
+            if chat is not None and handles is None and (shown or chat_id in failed_before):
                 raise PermanentError(NO_PARTICIPANTS)
         run.on_page()
         if chat is None or not attempt.succeeded:
@@ -291,15 +295,18 @@ def _read_participants(state: ChatsState, context: StreamContext) -> None:
             if len(hidden) == MAX_HIDDEN:
                 break
             continue
-        is_shown = True
+        shown.add(chat_id)
         buffer.put(drop_participants(chat), fetched_at)
         # By the API's clock, because it is compared with the API's `updated_at`.
         buffer.put_participants(chat_id, handles, before, from_epoch_ms(state.seen_ms))
         run.reconciled["participant lists"] += 1
-    if hidden and not is_shown:
+    if hidden:
         state.participants_hidden_ms = state.seen_ms
-    for chat_id in hidden if is_shown else ():
-        failed.record("participants", chat_id, PermanentError(NO_PARTICIPANTS))
+        state.participants_hidden = [*state.participants_hidden, hidden][-MAX_HIDDEN_TRIES:]
+    if shown:
+        for chat_id in sorted({chat_id for groups in state.participants_hidden for chat_id in groups} - shown):
+            failed.record("participants", chat_id, PermanentError(NO_PARTICIPANTS))
+        state.participants_hidden = []
 
 
 def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:

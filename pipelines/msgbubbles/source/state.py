@@ -149,6 +149,7 @@ class ChatsState(ListState):
         head_swept_ms: When the newest page last counted as a sweep.
         timeless_asked_ms: When chats without a time were last asked for.
         participants_hidden_ms: When the API last showed no participants.
+        participants_hidden: The groups that it was asked for, each time since it last showed some.
     """
 
     missed: dict[str, int] = field(default_factory=dict)
@@ -161,6 +162,7 @@ class ChatsState(ListState):
     head_swept_ms: int = 0
     timeless_asked_ms: int = 0
     participants_hidden_ms: int | None = None
+    participants_hidden: list[list[str]] = field(default_factory=list)
 
 
 # What the reader of each stream adds to the state of its resource.

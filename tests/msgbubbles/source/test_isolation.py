@@ -199,6 +199,35 @@ def test_group_without_participants_affects_no_other_group(status: int, body: st
     world.close()
 
 
+def test_newest_groups_without_participants_affect_no_older_group() -> None:
+    world = World(Knobs(), build_settings(read_participants=True))
+    groups: list[str] = []
+    for number in range(6):
+        at = world.at() - timedelta(hours=number)
+        groups.append(world.account.add_chat(OURS, f"group:{number}", at, is_group=True, participants=["+14155550999"]))
+        world.account.add_messages([NewMessage(groups[-1], "inbound", "hello", at, "received")])
+    odd, asked = [*groups], list[str]()
+
+    def answer(_method: str, path: str, _query: Any) -> tuple[int, dict[str, str], bytes] | None:
+        asked.extend(group for group in groups if path.endswith(group))
+        group = path.rpartition("/")[2]
+        return (200, {}, f'{{"data": {{"id": "{group}", "is_group": true}}}}'.encode()) if group in odd else None
+
+    world.knobs.answer = answer
+    for _ in range(20):
+        world.pass_time(60_000)
+        assert world.sync().error is None
+    assert (len(asked), {*asked}, failed(world)) == (15, {*groups}, []), "an API that hides them is asked ever less"
+    del odd[3:]
+    world.pass_time(3 * 3_600_000)
+    world.sync()
+    world.pass_time(3 * 3_600_000)
+    world.sync()
+    assert {row["chat_id"] for row in world.store.tables["participant_lists"].values()} == {*groups[3:]}
+    assert [unit[:2] for unit in failed(world)] == [("participants", group) for group in sorted(odd)]
+    world.close()
+
+
 def test_id_that_cannot_be_part_of_a_url_is_a_failed_read(new_world: Callable[..., World]) -> None:
     world = new_world(chats=3)
     odd = chat_ids(world)[0]

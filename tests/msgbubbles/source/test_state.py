@@ -58,6 +58,7 @@ RELEASED: dict[str, tuple[Any, dict[str, Any]]] = {
             "head_swept_ms": 8,
             "timeless_asked_ms": 8,
             "participants_hidden_ms": 8,
+            "participants_hidden": [["c6"]],
         },
     ),
 }
