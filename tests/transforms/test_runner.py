@@ -311,8 +311,29 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
     loaded = copied.with_name("replaces_messages.sql")
     loaded.write_text("{{ config(alias='messages', schema='msgbubbles', materialized='table') }} select 1 as x")
     (own_project / "packages.yml").write_text("packages: [{package: dbt-labs/dbt_utils, version: 1.3.0}]")
+    (own_project / "dependencies.yml").write_text("packages: [")
+    exposure = own_project / "models" / "exposure.yml"
+    exposure.write_text("exposures: [{name: own, type: page, owner: {name: us}}]")
+    # dbt says what is wrong with these two, and names neither.
+    (own_project / "selectors.yml").write_text("selectors: [{name: own}]")
+    snapshot = own_project / "snapshots" / "own.sql"
+    snapshot.parent.mkdir()
+    snapshot.write_text(
+        "{% snapshot own %}{{ config(unique_key='day') }} select * from {{ ref('calendar') }}{% endsnapshot %}"
+    )
+    seed = own_project / "seeds" / "own_seed.csv"
+    seed.parent.mkdir()
+    seed.write_text("number\n1\n")
+    (own_project / "models" / "of_seed.sql").write_text("select * from {{ ref('own_seed') }}")
     assert build(8) == 8
     left_out = load_build_result(workspace).unreadable_files
     assert f"{copied.with_name('own.sql')} (it has the name of" in left_out
     assert str(loaded) in left_out
-    assert f"{own_project / 'packages.yml'} and " in left_out
+    assert f"{own_project / 'dependencies.yml'}, line 1 and " in left_out
+    assert [
+        path
+        for path in (exposure, snapshot, own_project / "packages.yml", own_project / "selectors.yml")
+        if str(path) not in left_out
+    ] == []
+    assert "own_seed" not in left_out, "what dbt can read stays"
+    assert "of_seed" not in left_out

@@ -21,7 +21,7 @@ PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
 # The files that decide how the marts are built.
 BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
 # Folders that dbt reads, perhaps through a link. It follows no other link to a folder.
-READ_BY_DBT = ("models", "macros", "tests", "seeds", "snapshots", "analyses")
+READ_BY_DBT = ("models", "macros", "tests", "seeds", "snapshots", "analyses", "functions")
 # Folders that dbt creates.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
 

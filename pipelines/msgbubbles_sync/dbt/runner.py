@@ -28,7 +28,7 @@ from .command_result import CommandResult
 from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
 from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
-from .unreadable import UnreadableFile, UnreadableFiles, find_unreadable_file, load_unreadable_files
+from .unreadable import UnreadableFile, UnreadableFiles, find_unreadable_file, list_suspects, load_unreadable_files
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -278,12 +278,47 @@ class _Dbt:
 
     def _leave_out_unreadable_file(self, message: str) -> bool:
         """Leave out the file that dbt cannot read, and return whether there is one. Raises as `leave_out` does."""
-        file = None if self.unreadable.is_needed else find_unreadable_file(message, self._copy or PROJECT)
-        if file is None:
+        if self.unreadable.is_needed:
             return False
-        unreadable = self.unreadable.add(file, message)
-        unreadable.store(self._workspace)
-        self.leave_out(unreadable)
+        before, project = self.unreadable, self._copy or PROJECT
+        file = find_unreadable_file(message, project)
+        if file is not None:
+            self.leave_out(before.add(file, message))
+        elif self._manifest is not None or not self._find_by_trying(message, list_suspects(project)):
+            self.leave_out(before)
+            return False
+        self.unreadable.store(self._workspace)
+        return True
+
+    def _find_by_trying(self, message: str, suspects: list[UnreadableFile]) -> bool:
+        """Leave out the fewest of these files without which dbt does not report this. Return whether that helps."""
+        before, reported, files = (
+            self.unreadable,
+            message.replace(str(self._copy or PROJECT), ""),
+            list[UnreadableFile](),
+        )
+
+        def try_without(files: list[UnreadableFile]) -> str:
+            left_out = before
+            for file in files:
+                left_out = left_out.add(file, message)
+            self.leave_out(left_out)
+            result = self.run("parse")
+            return result.messages.replace(str(self._copy), "") if result.has_not_started else ""
+
+        for suspect in suspects:
+            error = try_without([*files, suspect])
+            if f"'{Path(suspect.path).stem}'" in error:  # others need it
+                continue
+            files.append(suspect)
+            if error != reported:
+                break
+        else:
+            return False
+        for file in files[:-1]:
+            others = [other for other in files if other != file]
+            files = files if try_without(others) == reported else others
+        try_without(files)
         return True
 
     def test(self, destination: Destination, built: BuildResult) -> BuildResult:

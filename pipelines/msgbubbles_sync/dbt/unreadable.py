@@ -17,11 +17,12 @@ from .project import PROJECT, READ_BY_DBT, copy_project
 
 # How dbt names a file that it cannot read, and a line of it.
 NAMED_FILE = re.compile(
-    rf"(?P<path>(?:{'|'.join(READ_BY_DBT)})/[^\s()]+\.\w+|packages\.yml)|Error reading \w+: (?P<in_models>\S+)"
+    rf"(?P<path>(?:{'|'.join(READ_BY_DBT)})/[^\s()]+\.\w+|(?:packages|dependencies|selectors)\.yml)"
+    r"|Error reading \w+: (?P<in_models>\S+)"
 )
+NAMED_IN_PARTS = re.compile(r"FilePath\(searched_path='(\w+)', relative_path='([^']+)'[^)]*\)")
 NAMED_LINE = re.compile(r"\bline (\d+)")
-# dbt names no file for an error of syntax in `dbt_project.yml`.
-PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml|Runtime Error\s+Syntax error near line")
+PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml")
 # The models that need each other. The one that was changed last is left out.
 IN_CYCLE = re.compile(r"(?:Found a cycle:|-->) model\.\w+\.(\w+)")
 SAME_NAME = re.compile(r"found two \w+ with the (?:name|database representation)")
@@ -35,6 +36,8 @@ MACROS = {
         "bookkeeping", "business_hours", "comments", "dialects", "relations", "schemas", "touched_keys", "views",
     )
 }  # fmt: skip
+# Files that the marts are built from, or that describe them.
+NEEDED = ("dbt_project.yml", "profiles.yml", "models/**/*.sql", "models/**/_*.yml", "models/columns.md", *MACROS)
 LEFT_OUT = """dbt cannot read {files}: the marts are built without it, and one that it defines stays as it was. Correct
 it as {details} says, or move it out of the project"""
 FELL_BACK = """the marts cannot be built from {files}: they are built from the project as it was before. Correct it as
@@ -143,6 +146,7 @@ def load_unreadable_files(workspace: Workspace, key: str) -> UnreadableFiles:
 
 def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFile | None:
     """Find the file of the project that dbt cannot read, as its message says; null for other errors."""
+    message = NAMED_IN_PARTS.sub(r"\1/\2", message)
     if in_cycle := IN_CYCLE.findall(message):
         models = [path for name in in_cycle for path in project.glob(f"models/**/{name}.sql")]
         return UnreadableFile(max(models, key=read_modified_at_ns).relative_to(project).as_posix()) if models else None
@@ -150,9 +154,8 @@ def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFil
         return UnreadableFile(replaces[1])
     file = NAMED_FILE.search(message)
     if file is None and (named := PROJECT_FILE.search(message)):
-        name = named[0] if named[0].endswith(".yml") else "dbt_project.yml"
         line = NAMED_LINE.search(message)
-        return UnreadableFile(name, line[1] if line else None, is_optional=False)
+        return UnreadableFile(named[0], line[1] if line else None, is_optional=False)
     if file is None:
         return _search_files(project)
     path, *others = {named["path"] or f"models/{named['in_models']}": None for named in NAMED_FILE.finditer(message)}
@@ -163,10 +166,26 @@ def find_unreadable_file(message: str, project: Path = PROJECT) -> UnreadableFil
     return UnreadableFile(path, line[1] if line else None, not others and path not in MACROS)
 
 
+def list_suspects(project: Path) -> list[UnreadableFile]:
+    """List files that can be left out, for an error that names none. Those that were changed last come first."""
+    needed = {path for pattern in NEEDED for path in project.glob(pattern)}
+    folders = [path for name in READ_BY_DBT for path in (project / name).rglob("*.*")]
+    paths = {*project.glob("*.yml"), *project.glob("dbt_packages"), *folders} - needed
+    newest = sorted(paths, key=lambda path: (read_modified_at_ns(path), path), reverse=True)
+    return [UnreadableFile(path.relative_to(project).as_posix()) for path in newest[:MAX_FILES]]
+
+
 def _search_files(project: Path) -> UnreadableFile | None:
-    """Find a file that cannot be read, or a macro with an error of syntax, in which case dbt names no file."""
+    """Find a file that cannot be read, or one with an error of syntax, for which dbt names no file."""
+    import yaml
     from dbt_common.clients import jinja  # dbt takes seconds to import
 
+    for path in sorted(project.glob("*.yml")):
+        try:
+            yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, OSError) as error:
+            mark = getattr(error, "problem_mark", None)
+            return UnreadableFile(path.name, str(mark.line + 1) if mark else None, path.name not in NEEDED)
     for folder in ("macros", "models", "tests", "seeds", "snapshots"):
         for path in sorted((project / folder).rglob("*.*")):
             if path.is_dir():
