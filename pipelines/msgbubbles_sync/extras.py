@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+# The folder of the project, if this is not an installed package.
+_FOLDER = Path(__file__).parents[2]
 WEBHOOKS = ("prometheus_client", "tomlkit")
 GROUPS = ("yaml",)
 USE_VENV = "use .venv/bin/python, which `make demo` sets up"
@@ -16,5 +19,12 @@ def missing_extra(error: ImportError) -> str | None:
     for extra, modules in (("sync", SYNC), ("groups", GROUPS), ("webhooks", WEBHOOKS)):
         if module in modules:
             alternative = f"{USE_VENV}, or " if sys.argv[0].endswith(".py") else ""
-            return f"{module} is not installed: {alternative}pip install '/path/to/project[{extra}]'"
+            return f"{module} is not installed: {alternative}{install_command(extra)}"
     return None
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, with the folder of the project if it is known."""
+    is_known = (_FOLDER / "pyproject.toml").is_file()
+    python, folder = (f"{sys.executable} -m ", _FOLDER) if is_known else ("", "/path/to/project")
+    return f"{python}pip install '{folder}[{extra}]'"

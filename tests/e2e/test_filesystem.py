@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
-from helpers.job import Job
+from helpers.job import CHATS, Job
 from helpers.lake import CONTACT, change, list_contacts
 from helpers.sizes import nightly, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
@@ -222,6 +224,8 @@ def test_missing_spark_is_reported_before_any_request(new_job: NewJob, files: Pa
     _, errors = (process := job.start(*INTO, transform=True)).communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "Spark builds the marts of --destination filesystem, and it needs" in errors
+    if find_spec("pyspark") is None:
+        assert f"{sys.executable} -m pip install '{CHATS.parents[1]}[spark]'" in errors
     assert "--no-transform" in errors
     assert job.server.requests == []
     assert not list(files.glob("msgbubbles/*"))

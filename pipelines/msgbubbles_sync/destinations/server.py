@@ -13,12 +13,12 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.extras import install_command
 from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.sql import quote_literal, quote_name
 
 from .libpq import format_dsn
 
-NO_PACKAGES = '--destination {name} needs more packages: pip install "/path/to/project[{name}]"'
 # The messages of libpq and the server that may be shown. DuckDB's message around them quotes the address, with its
 # password.
 REASONS = re.compile(
@@ -101,7 +101,7 @@ def find_extension(name: str, title: str) -> Path:
     """
     package = importlib.util.find_spec(f"duckdb_extension_{name}")
     if package is None or package.origin is None:
-        raise UsageError(NO_PACKAGES.format(name=title))
+        raise UsageError(f"--destination {title} needs more packages: {install_command(title)}")
     return Path(package.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
 
 

@@ -2,5 +2,7 @@
 
 from importlib.util import find_spec
 
+from msgbubbles_sync.extras import install_command
+
 if find_spec("duckdb") is None:
-    raise ModuleNotFoundError("duckdb is not installed: pip install '/path/to/project[groups]'", name="duckdb")
+    raise ModuleNotFoundError(f"duckdb is not installed: {install_command('groups')}", name="duckdb")
