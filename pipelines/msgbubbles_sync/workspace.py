@@ -13,7 +13,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import UsageError
 from .files import follow_links, move_damaged, restore_access, write_privately
@@ -49,7 +49,7 @@ RELIED_ON = {
     # dlt's log messages may quote rows; the job reports errors itself.
     "RUNTIME__LOG_LEVEL": "CRITICAL",
 }
-DESTINATIONS = ("duckdb", "postgres", "ducklake", "filesystem")
+DestinationName = Literal["duckdb", "postgres", "ducklake", "filesystem"]
 SCHEMAS = ("msgbubbles", "msgbubbles_staging", "staging", "marts")
 # Pending work. Each step has a file in the workspace, which outlives a killed job.
 Step = Literal[
@@ -174,7 +174,7 @@ class Workspace:
     @property
     def other_folders(self) -> list[Path]:
         """The folders that this database name has for the other destinations."""
-        return [self._folder_for(name) for name in DESTINATIONS if name != self.destination]
+        return [self._folder_for(name) for name in get_args(DestinationName) if name != self.destination]
 
     def _folder_for(self, destination: str) -> Path:
         name = self.database.stem if destination == "duckdb" else f"{self.database.stem}.{destination}"

@@ -60,7 +60,7 @@ def parse_day(text: str) -> datetime:
 app = build_app(__doc__, cls=DefaultsToSync)
 privacy = typer.Typer(cls=CommandAnywhere, no_args_is_help=True)
 app.add_typer(privacy, name="privacy", help="Apply a stricter privacy policy, or look up a pseudonym.")
-SCRIPT, PRIVACY = Script("chats.py", app), Script("chats.py", privacy)
+SCRIPT, PRIVACY = Script(app), Script(privacy)
 
 
 @SCRIPT.command("quiet", "as_json", for_each=True)

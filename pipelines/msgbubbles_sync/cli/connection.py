@@ -37,7 +37,6 @@ To try a simulated account without a key, add --sandbox."""
 class Connection:
     """An account that a command reaches with the settings of `context`. `run` counts the requests, and stops them."""
 
-    script: str
     context: Context
     run: Run = field(default_factory=Run)
 
@@ -65,9 +64,9 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     context = session.context
     if session.sandbox and serve:
         with _sandbox(context.workspace, context.settings) as served:
-            yield Connection(session.script, replace(context, settings=served))
+            yield Connection(replace(context, settings=served))
     else:
-        yield Connection(session.script, context)
+        yield Connection(context)
 
 
 @contextmanager

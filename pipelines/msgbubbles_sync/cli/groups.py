@@ -26,9 +26,7 @@ PERCENT_HELP = f"Refuse to rename, add or remove more than {ALWAYS_ALLOWED} if t
 _limit = partial(typer.Option, min=0, metavar="N")
 
 app = build_app(__doc__)
-SCRIPT = Script(
-    "groups.py", app, "stopped at once; every request is recorded, and the next apply finds out the unknown outcomes"
-)
+SCRIPT = Script(app, "stopped at once; every request is recorded, and the next apply finds out the unknown outcomes")
 
 
 @SCRIPT.command("as_json", needs_version=True)

@@ -14,12 +14,12 @@ from datetime import datetime
 from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from msgbubbles.version import VERSION
-from msgbubbles_sync.workspace import ACCOUNT_VARIABLE
+from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, DestinationName
 
 from .console import Reporter, name_as_called
 
@@ -50,7 +50,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "destination": (
         Annotated[
-            Literal["duckdb", "postgres", "ducklake", "filesystem"],
+            DestinationName,
             typer.Option(metavar="NAME", help="Where the tables are: duckdb, postgres, ducklake or filesystem."),
         ],
         "duckdb",
@@ -69,7 +69,6 @@ COMMON = ("database", "account", "destination", "sandbox")
 class Session:
     """What a command works with, by its options."""
 
-    script: str
     context: Context
     reporter: Reporter
     sandbox: bool
@@ -140,12 +139,8 @@ def _main(version: Version = False) -> None:
 
 @dataclass(frozen=True)
 class Script:
-    """A script, by the name of its file, with its program.
+    """A program with its commands. `stopped` is what a second Ctrl-C prints; by default that of a sync."""
 
-    `stopped` is what a second Ctrl-C prints; by default that of a sync.
-    """
-
-    name: str
     app: typer.Typer
     stopped: str = ""
 

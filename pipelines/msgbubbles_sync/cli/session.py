@@ -49,7 +49,7 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
                 reporter.fail(explain_end(error, context).message)
         if options.needs_version:
             check_version(workspace, context.destination)
-        return body(Session(script.name, context, reporter, options.sandbox))
+        return body(Session(context, reporter, options.sandbox))
     except (Exception, KeyboardInterrupt) as error:
         outcome = explain_end(error, context)
         is_interrupt = isinstance(error, KeyboardInterrupt)

@@ -21,7 +21,7 @@ from . import commands
 from .main import Script, Session, build_app, parse_time
 
 app = build_app(__doc__)
-SCRIPT = Script("webhooks.py", app, "stopped at once; answered events are on disk, and the next load continues")
+SCRIPT = Script(app, "stopped at once; answered events are on disk, and the next load continues")
 
 SecretsFile = Annotated[
     Path | None,
