@@ -369,6 +369,13 @@ def test_architecture_names_code_that_exists() -> None:
     assert missing == []
 
 
+def test_architecture_names_every_module_in_its_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [layer for contract in contracts for layer in contract.get("layers", ())]
+    table = set(re.findall(r"`(\w+)`", (DOCS / "architecture.md").read_text().split("## A message row")[0]))
+    assert {name for layer in layers for name in re.findall(r"\w+", layer)} <= table
+
+
 @pytest.mark.parametrize(
     "name",
     [

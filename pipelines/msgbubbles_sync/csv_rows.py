@@ -16,8 +16,8 @@ from pathlib import Path
 
 from msgbubbles.handles import strip_invisible
 
-from .display import escape
 from .errors import InputFileError
+from .text import escape
 
 DELIMITERS = ",;\t|"
 

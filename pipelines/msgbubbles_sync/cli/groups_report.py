@@ -5,12 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from msgbubbles_sync.display import escape, quote
 from msgbubbles_sync.groups.ledger import Observation
 from msgbubbles_sync.groups.model import ObservedGroup, Operation
 from msgbubbles_sync.groups.plan import Plan
 from msgbubbles_sync.groups.result import ApplyResult
-from msgbubbles_sync.text import estimate_minutes, format_count
+from msgbubbles_sync.text import escape, estimate_minutes, format_count, quote
 
 from .console import print_warning
 

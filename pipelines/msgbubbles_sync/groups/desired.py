@@ -23,10 +23,9 @@ from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles.policy import PSEUDONYM
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.csv_rows import check_columns, fold_column, read_csv, read_text
-from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import quote_name
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import escape, format_count
 
 from .model import MAX_MEMBERS, MAX_TITLE, MIN_MEMBERS, DesiredGroup
 

@@ -26,10 +26,10 @@ from msgbubbles.settings import DEFAULTS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
-from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.settings import load_settings
+from msgbubbles_sync.text import escape
 from msgbubbles_sync.workspace import Workspace
 
 from .job import apply_groups

@@ -10,8 +10,8 @@ from msgbubbles.client import Client
 from msgbubbles.errors import AuthenticationError, PermanentError, RetryableError, UnreachableError
 from msgbubbles.handles import fold_handle, parse_handle
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.text import escape
 
 from .apply import is_key_refused
 from .desired import Row, check_key, check_unique, name_row, read_text_columns

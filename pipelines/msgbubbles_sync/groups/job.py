@@ -16,8 +16,8 @@ from msgbubbles.errors import (
     UnreachableError,
 )
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.text import escape
 
 from .apply import Applier
 from .desired import Row, validate_rows

@@ -12,10 +12,9 @@ from uuid import uuid4
 import msgspec
 
 from msgbubbles.handles import exclude_people, fold_handle
-from msgbubbles_sync.display import escape_json
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import escape_json, format_count
 
 from .model import MAX_MEMBERS, DesiredGroup, ObservedGroup, Operation, fold_title
 

@@ -11,10 +11,10 @@ import pytest
 
 from helpers.context import build_context
 from msgbubbles.handles import parse_handle
-from msgbubbles_sync.display import escape, escape_json, quote
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.desired import InvalidRowsError, read_rows, validate_rows
 from msgbubbles_sync.groups.model import DesiredGroup
+from msgbubbles_sync.text import escape, escape_json, quote
 from msgbubbles_sync.workspace import Workspace
 
 OURS = "+14155550100"

@@ -21,7 +21,6 @@ from msgbubbles_sync.cli.groups_report import (
 )
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.destinations.claims import claim
-from msgbubbles_sync.display import escape
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups import existing, job
 from msgbubbles_sync.groups import plan as plans
@@ -35,7 +34,7 @@ from msgbubbles_sync.groups.redact import GroupRedactor
 from msgbubbles_sync.groups.result import ApplyResult
 from msgbubbles_sync.lock import AnotherJobRunsError, hold_lock
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, explain_end
-from msgbubbles_sync.text import format_count
+from msgbubbles_sync.text import escape, format_count
 
 EXIT_CHANGES = 4
 NO_FILE = (
