@@ -11,7 +11,6 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 
 import duckdb
 from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wait_random
@@ -82,11 +81,6 @@ class Attached(Destination):
     def _find_repairs(self, connection: duckdb.DuckDBPyConnection) -> list[Repair]:
         """Find what somebody has changed in the loaded tables."""
         return find_repairs(connection.execute(COLUMNS.format(schema=self.dataset)).fetchall(), self.dataset)
-
-    def _execute(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
-        """Execute statements that undo it, all or none."""
-        with transaction(connection):
-            connection.execute(statements)
 
     @abstractmethod
     def _describe_schema(self, connection: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -228,8 +222,7 @@ class Attached(Destination):
             self._refuse_foreign_tables(stored)
         if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
             with self._attach() as connection:
-                execute = partial(self._execute, connection)
-                self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)
+                self._undo_changes(connection, repairs, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
             self._workspace.forget_loads()
         self._discard_foreign_loads(version)

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from msgbubbles.tables import Table
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import fetch_rows, list_columns, list_tables, quote_name
+from msgbubbles_sync.sql import fetch_rows, list_columns, list_tables, quote_name, transaction
 from msgbubbles_sync.tables import JOB_TABLES, REPLACED_NAME
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
@@ -131,13 +132,13 @@ class Destination(ABC):
         Restores lost tables from the published copy, and what somebody has changed in them. Raises `UsageError`.
         """
 
+    def _execute(self, connection: duckdb.DuckDBPyConnection, statements: str) -> None:
+        """Execute statements that undo what somebody has changed, all or none."""
+        with transaction(connection):
+            connection.execute(statements)
+
     def _undo_changes(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        repairs: Sequence[Repair],
-        execute: Callable[[str], object],
-        *,
-        has_lost_rows: bool,
+        self, connection: duckdb.DuckDBPyConnection, repairs: Sequence[Repair], *, has_lost_rows: bool
     ) -> None:
         """Undo what somebody has changed in loaded tables, and hold back those in which the database refuses that.
 
@@ -152,7 +153,7 @@ class Destination(ABC):
         } - JOB_TABLES.keys()
         if suspects:
             write_privately(file, json.dumps(sorted(suspects)))
-        changed, refused = repair(repairs, execute, self.title)
+        changed, refused = repair(repairs, partial(self._execute, connection), self.title)
         self.repaired += changed
         self.unwritable = {table: why for table, why in refused.items() if table in JOB_TABLES}
         self.held = {table: why for table, why in refused.items() if table not in JOB_TABLES}

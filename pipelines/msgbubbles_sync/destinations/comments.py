@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import duckdb
 
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import quote_literal, quote_name, transaction
 from msgbubbles_sync.tables import TABLES
 
 # Descriptions by column; under the empty name, that of the table.
@@ -54,7 +54,8 @@ def write_comments(connection: duckdb.DuckDBPyConnection, schema: str, comments:
     stored = connection.execute(f"FROM ({STORED}) WHERE schema_name = $2", [database, name]).fetchall()
     statements = build_statements(f"{quote_name(database)}.{name}", stored, comments)
     if statements:
-        connection.execute("; ".join(["BEGIN", *statements, "COMMIT"]))
+        with transaction(connection):
+            connection.execute("; ".join(statements))
 
 
 def build_statements(

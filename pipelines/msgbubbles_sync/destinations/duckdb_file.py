@@ -195,13 +195,7 @@ class DuckDBFile(Destination):
             for table, column, *_ in columns:
                 tables.setdefault(table, []).append(column)
             has_lost_rows = has_lost_columns(connection, DATASET, tables)
-
-            def execute(statements: str) -> None:
-                with transaction(connection):
-                    connection.execute(statements)
-
-            repairs = find_repairs(columns, DATASET)
-            self._undo_changes(connection, repairs, execute, has_lost_rows=has_lost_rows)
+            self._undo_changes(connection, find_repairs(columns, DATASET), has_lost_rows=has_lost_rows)
 
     def _check_accounts(self) -> None:
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""

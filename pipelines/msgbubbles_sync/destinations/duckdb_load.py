@@ -18,7 +18,7 @@ from msgbubbles.lazy_pyarrow import pa
 from msgbubbles.source.stored import MissingTableError
 from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.sql import quote_name
+from msgbubbles_sync.sql import quote_name, transaction
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 # What dlt leaves out of the digest of a state: the rest of it is the same in every working folder.
@@ -110,8 +110,7 @@ def merge_rows(
     or a column is missing, or refuses a value.
     """
     load_id = str(time.time())
-    with connection.cursor() as cursor:
-        cursor.execute("BEGIN")
+    with connection.cursor() as cursor, transaction(cursor):
         for table, rows, strategy in parts:
             _merge_table(cursor, table, rows, strategy, load_id)
         cursor.execute(STORE_LOAD, [load_id, pipeline])
@@ -121,7 +120,6 @@ def merge_rows(
             versions = [state["_state_version"], state["_state_engine_version"], pipeline]
             row = [*versions, packed, state["_version_hash"], load_id, secrets.token_urlsafe(10)]
             cursor.execute(STORE_STATE, row)
-        cursor.execute("COMMIT")
 
 
 def _merge_table(
