@@ -142,22 +142,16 @@ select
     case when messages_total = 0 then 0 else attachments_total end as attachments_total,
     case when messages_total = 0 then 0 else distinct_senders end as distinct_senders,
     case when messages_total = 0 then 0 else active_days end as active_days,
+    {%- for days in (7, 30) %}
     case
         when
             messages_total is not null
             and messages_complete_since <= greatest(
-                {{ midnight('coverage_day - 6') }}, least(chat_created_at, first_message_at)
+                {{ midnight('coverage_day - ' ~ (days - 1)) }}, least(chat_created_at, first_message_at)
             )
-            then cast(coalesce(messages_last_7_days, 0) as bigint)
-    end as messages_last_7_days,
-    case
-        when
-            messages_total is not null
-            and messages_complete_since <= greatest(
-                {{ midnight('coverage_day - 29') }}, least(chat_created_at, first_message_at)
-            )
-            then cast(coalesce(messages_last_30_days, 0) as bigint)
-    end as messages_last_30_days,
+            then cast(coalesce(messages_last_{{ days }}_days, 0) as bigint)
+    end as messages_last_{{ days }}_days,
+    {%- endfor %}
     case
         when is_end_read and as_of is not null
             then cast(floor({{ seconds_between('latest_message_at', 'greatest(as_of, latest_message_at)') }} / 86400) as bigint)
