@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import duckdb
 from msgspec import structs
@@ -34,7 +33,7 @@ from .privacy.reapply import apply as apply_policy
 from .privacy.retention import expire
 from .report import COMBINED_FILE, RunReport, ends_run
 from .restore import tidy
-from .run_log import RunLog, store
+from .run_log import RunLog
 from .sql import create_table, list_columns
 from .tables import (
     CLAIM_TABLE,
@@ -370,10 +369,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
     with report.timed("publish"):
         if with_record:
             workspace.set_pending("test_runs")  # before the tables change that the data tests have to read again
-            records = [*RunLog(workspace.folder).records(), report.record]
-            keep_days, now = context.settings.sync.run_days, report.run.clock.earlier()
-            oldest = now - timedelta(keep_days) if keep_days and now is not None else None
-            report.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, oldest))
+            report.store_runs()
             report.store_failed_reads()
         report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
         report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))

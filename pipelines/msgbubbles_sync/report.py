@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from uuid import uuid4
@@ -28,9 +28,9 @@ from .dbt.build_result import BuildResult
 from .errors import CombinedFileError, InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
-from .run_log import iso_timestamp, store_failed_reads
+from .run_log import RunLog, iso_timestamp, store, store_failed_reads
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
-from .tables import FAILED_READS, JOB_TABLES, TABLES
+from .tables import FAILED_READS, JOB_TABLES, SYNC_RUNS, TABLES
 
 # The part of a run that publishes the file that shows all accounts.
 COMBINED_FILE = "combined file"
@@ -114,6 +114,13 @@ class RunReport:
         if table.name not in destination.unwritable:  # which `prepare` has reported
             with self.isolate(table.name):
                 destination.write_table(table, write)
+
+    def store_runs(self) -> None:
+        """Write the table of the runs."""
+        records = [*RunLog(self.context.workspace.folder).records(), self.record]
+        keep_days, now = self.context.settings.sync.run_days, self.run.clock.earlier()
+        oldest = now - timedelta(keep_days) if keep_days and now is not None else None
+        self.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, oldest))
 
     def store_failed_reads(self) -> None:
         """Write the table of what could not be read."""
