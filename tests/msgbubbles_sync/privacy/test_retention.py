@@ -5,9 +5,11 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
+from msgspec import structs
 
 from helpers.canary import find_words
 from helpers.context import build_context, serve_to_this_process
@@ -128,6 +130,27 @@ def test_ages_count_from_a_run_in_which_the_api_answers(tmp_path: Path, is_refus
             settings = replace(settings, api_key="revoked")
         job.run(build_context(workspace, settings), Limits(with_transform=False))
     assert began - timedelta(seconds=2) < read_ages_from(workspace) <= datetime.now(UTC)
+
+
+def test_rows_of_old_runs_are_removed_by_a_run_in_which_the_api_answers(tmp_path: Path) -> None:
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
+
+    def list_runs(**changes: Any) -> list[Any]:
+        settings = load_settings()
+        settings = replace(settings, sync=structs.replace(settings.sync, run_days=90), **changes)
+        job.run(build_context(workspace, settings), Limits(with_transform=False))
+        with duckdb.connect(str(workspace.work), read_only=True) as connection:
+            return connection.execute("SELECT run_id = 'old' FROM msgbubbles.sync_runs ORDER BY started_at").fetchall()
+
+    with serve_to_this_process(chats=2, messages=5):
+        assert list_runs() == [(False,)]
+        with duckdb.connect(str(workspace.work)) as connection:
+            old = "'old' AS run_id, now() - INTERVAL 91 DAY AS started_at"
+            runs = "msgbubbles.sync_runs"
+            connection.execute(f"INSERT INTO {runs} BY NAME (SELECT * REPLACE ({old}) FROM {runs})")
+        unreachable = structs.replace(load_settings().source, base_url="http://127.0.0.1:9/v1", max_attempts=1)
+        assert list_runs(source=unreachable) == [(True,), (False,), (False,)]
+        assert list_runs() == [(False,)] * 3
 
 
 def test_dormant_chat_is_removed_whole_once_a_day(workspace: Workspace) -> None:
