@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 import os
+import pickle
 import sys
 from collections import ChainMap
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from typing import Any
 
 import duckdb
 from jinja2.utils import missing
+
+# The events of a build that `dbt.runner` listens to.
+HEARD = ("NodeStart", "NodeFinished", "SQLQuery")
 
 
 def configure_duckdb() -> None:
@@ -130,6 +134,73 @@ def speed_up_dbt() -> None:
 
     base_types.ParseDict = build_message
     base_types.get_json_string_utcnow = lambda: datetime.now(UTC)
+    _describe_heard_events_only()
+    _prepare_graph_quickly()
+    # The templates are the project's own: Jinja need not look at each attribute and call in them.
+    jinja.MacroFuzzEnvironment.is_safe_attribute = jinja.MacroFuzzEnvironment.is_safe_callable = lambda *_: True
+    impl: Any = importlib.import_module("dbt.adapters.base.impl")
+    impl.BaseAdapter._make_match = _match_by_name(impl.BaseAdapter._make_match)
+    flags: Any = importlib.import_module("dbt.flags")
+    flags.get_flag_obj = _build_once_for_flags(flags.get_flag_obj)
+
+
+def _describe_heard_events_only() -> None:
+    """Have dbt drop the events of a build that no log and no listener of ours is interested in: nine of ten."""
+    from dbt_common.events.base_types import EventLevel
+    from dbt_common.events.event_manager import EventManager
+
+    fire: Any = EventManager.fire_event
+
+    def fire_heard(manager: Any, event: Any, level: Any = None, *args: Any, **options: Any) -> None:
+        is_heard = type(event).__name__ in HEARD or (level or event.level_tag()) != EventLevel.DEBUG
+        if is_heard or any(logger.level == EventLevel.DEBUG for logger in manager.loggers):
+            fire(manager, event, level, *args, **options)
+
+    manager: Any = EventManager
+    manager.fire_event = fire_heard
+
+
+def _prepare_graph_quickly() -> None:
+    """Have dbt read a parsed project by pickle, look for a cycle only if there is one, and write no summary."""
+    from dbt.contracts.graph.manifest import Manifest
+
+    compilation: Any = importlib.import_module("dbt.compilation")
+    is_acyclic = importlib.import_module("networkx").is_directed_acyclic_graph
+    find_cycles = compilation.Linker.find_cycles
+    compilation.Linker.find_cycles = lambda linker: None if is_acyclic(linker.graph) else find_cycles(linker)
+    compilation.Linker.get_graph_summary = lambda *_: {}
+    manifest: Any = Manifest
+    read = manifest.from_msgpack
+
+    @functools.lru_cache(4)
+    def read_once(packed: bytes) -> bytes:
+        return pickle.dumps(read(packed))
+
+    manifest.from_msgpack = lambda packed: pickle.loads(read_once(packed))  # noqa: S301 - our own
+
+
+def _match_by_name(match: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Have dbt compare only relations of the same name with one that it looks for."""
+
+    def match_by_name(adapter: Any, relations: list[Any], database: str, schema: str, identifier: str) -> list[Any]:
+        named = [each for each in relations if each.identifier.lower() == identifier.lower()]
+        return match(adapter, named, database, schema, identifier)
+
+    return match_by_name
+
+
+def _build_once_for_flags(build: Callable[[], Any]) -> Callable[[], Any]:
+    """Have dbt build the flags of templates once for a command."""
+    last: list[Any] = [None, None]
+
+    def build_once() -> Any:
+        from dbt.flags import get_flags
+
+        if last[0] is not get_flags():
+            last[:] = get_flags(), build()
+        return last[1]
+
+    return build_once
 
 
 def _share_macros(template: Any) -> None:
