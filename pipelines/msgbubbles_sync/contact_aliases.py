@@ -54,7 +54,7 @@ def load_contact_aliases(context: Context) -> None:
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
-        load_rows(workspace, destination, PIPELINE, [(CONTACT_ALIASES, rows)])
+        load_rows(destination, PIPELINE, [(CONTACT_ALIASES, rows)])
     if aliases or faults:
         marker.touch()
     else:

@@ -59,7 +59,7 @@ class Context:
 
         An erasure or a change of the policy needs a new one afterwards: `build_redactor`.
         """
-        if restored := restore_record(self.workspace, self.destination):
+        if restored := restore_record(self.destination):
             self.console.fail(restored)
         return build_redactor(self.workspace, self.settings)
 

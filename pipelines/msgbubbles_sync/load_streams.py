@@ -76,7 +76,7 @@ class StreamLoader:
 
     @cached_property
     def _pipeline(self) -> Any:
-        return build_pipeline(self._workspace, self._destination)
+        return build_pipeline(self._destination)
 
     def load_all(self, between_batches: Callable[[], None]) -> None:
         """Load everything that is new, and then rows that the new rows show to be missing.

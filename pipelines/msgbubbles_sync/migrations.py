@@ -27,7 +27,7 @@ from .destinations.version import published_version, refuse_newer, store_version
 from .files import remove, sync_to_disk, write_privately
 from .run_log import FILE as RUN_LOG
 from .tables import VERSION_TABLE
-from .workspace import LAYOUT_VERSION, PIPELINE, Workspace
+from .workspace import LAYOUT_VERSION, PIPELINE
 
 PIPELINES = (PIPELINE, "msgbubbles_groups", "msgbubbles_webhooks")
 GROUP_TABLES = ("group_operations", "group_member_operations", "group_sightings")
@@ -52,10 +52,11 @@ def migrate(context: Context) -> None:
     with destination.lock():
         destination.prepare()
         context.console.say("upgrading the files and tables of an older release")
-        _upgrade(workspace, destination, version, has_tables=has_tables)
+        _upgrade(destination, version, has_tables=has_tables)
 
 
-def _upgrade(workspace: Workspace, destination: Destination, version: int, *, has_tables: bool) -> None:
+def _upgrade(destination: Destination, version: int, *, has_tables: bool) -> None:
+    workspace = destination.workspace
     workspace.set_pending("transform", "publish")
     forget_build(workspace)
     # What an older release has extracted and not loaded is read again, from where the last finished load ended.
@@ -66,7 +67,7 @@ def _upgrade(workspace: Workspace, destination: Destination, version: int, *, ha
         workspace.store_version(number)
         if has_tables:
             _store_version(destination, number)
-            STEPS[number](workspace, destination)
+            STEPS[number](destination)
             _store_version(destination, number + 1)
         workspace.store_version(number + 1)
 
@@ -100,7 +101,7 @@ def _version_file(destination: ParquetFiles) -> Path:
     return destination.tables_folder / VERSION_TABLE.name / f"{VERSION_TABLE.name}.parquet"
 
 
-def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
+def _rename_read_at(destination: Destination) -> None:
     """Rename `_read_at` to `_fetched_at`, and add `_dlt_load_id` to the tables of groups.
 
     They lack it if an older release loaded them without dlt's configuration.
@@ -109,12 +110,12 @@ def _rename_read_at(workspace: Workspace, destination: Destination) -> None:
         with destination.open_writer() as connection:
             for schema in (destination.write_schema, f"{destination.write_schema}_staging"):
                 _add_load_ids(connection, schema)
-    rename_column(workspace, destination, READ_AT, "_fetched_at")
+    rename_column(destination, READ_AT, "_fetched_at")
 
 
-def _rename_slices(workspace: Workspace, destination: Destination) -> None:
+def _rename_slices(destination: Destination) -> None:
     _rename_in_warehouse(destination, "slices", "batches")  # codespell:ignore slices
-    path = workspace.folder / RUN_LOG
+    path = destination.workspace.folder / RUN_LOG
     if path.exists():
         write_privately(path, path.read_bytes().replace(b'"slices":', b'"batches":'))  # codespell:ignore slices
     if isinstance(destination, ParquetFiles):
@@ -122,14 +123,14 @@ def _rename_slices(workspace: Workspace, destination: Destination) -> None:
 
 
 # Step n brings version n to n + 1.
-STEPS: list[Callable[[Workspace, Destination], None]] = [_rename_read_at, _rename_slices]
+STEPS: list[Callable[[Destination], None]] = [_rename_read_at, _rename_slices]
 
 
-def rename_column(workspace: Workspace, destination: Destination, old: str, new: str) -> None:
+def rename_column(destination: Destination, old: str, new: str) -> None:
     """Rename a column in every table, in dlt's stored schemas, and in the views that use it."""
     _rename_in_warehouse(destination, old, new)
     for name in PIPELINES:
-        pipeline = build_pipeline(workspace, destination, name)
+        pipeline = build_pipeline(destination, name)
         pipeline.sync_destination()
         for schema_name in pipeline.schema_names:
             schema = pipeline.schemas[schema_name]

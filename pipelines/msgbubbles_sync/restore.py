@@ -41,18 +41,19 @@ DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error,
 CHUNK_BYTES = 1024 * 1024
 
 
-def restore(workspace: Workspace, destination: Destination, say: Callable[[str], None]) -> None:
+def restore(destination: Destination, say: Callable[[str], None]) -> None:
     """Rename damaged files, and restore them if that takes no request. Calls `say` for each.
 
     Raises `OSError`, and `duckdb.Error` if the database cannot be opened for another reason than damage.
     """
+    workspace = destination.workspace
     for path in (*(workspace.folder / name for name in FILES), *workspace.folder.glob("*.pending")):
         if path.is_dir():
             say(f"{path} was a folder: moved to {move_damaged(path).name}")
         elif path.suffix != ".pending" and path.exists() and not os.access(path, os.R_OK | os.W_OK):
             say(f"{path} could not be read or written: moved to {move_damaged(path).name}")
     if isinstance(destination, DuckDBFile):
-        _restore_database(workspace, destination, say)
+        _restore_database(destination, say)
     if isinstance(destination, ParquetFiles):
         with suppress(UsageError):  # `prepare` raises it again
             for moved_file in destination.move_damaged_files():
@@ -63,7 +64,7 @@ def restore(workspace: Workspace, destination: Destination, say: Callable[[str],
         if lost := destination.empty_lost_tables():
             say(f"files of {', '.join(lost)} are missing: emptied; everything is read again")
         workspace.set_done("lost_files")
-    if (workspace.folder / privacy.FILE).exists() and (restored := privacy.restore_record(workspace, destination)):
+    if (workspace.folder / privacy.FILE).exists() and (restored := privacy.restore_record(destination)):
         say(restored)
     if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):
         return
@@ -104,7 +105,8 @@ def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
     return {str(path.relative_to(folder)): read_mark(path) for path in files}
 
 
-def _restore_database(workspace: Workspace, destination: DuckDBFile, say: Callable[[str], None]) -> None:
+def _restore_database(destination: DuckDBFile, say: Callable[[str], None]) -> None:
+    workspace = destination.workspace
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
     is_unchanged = read_json(_mark_file(workspace)) == read_mark(work) and not log.exists()
     if not work.exists() or is_unchanged or not is_damaged(work, destination.options()):

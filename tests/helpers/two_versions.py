@@ -65,7 +65,7 @@ def load(workspace: Workspace, version: str) -> None:
         for table, found in rows.items():
             yield build_item(table, build_arrow(table, found))
 
-    build_pipeline(workspace, build_destination(workspace)).run(items())
+    build_pipeline(build_destination(workspace)).run(items())
 
 
 def build_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:

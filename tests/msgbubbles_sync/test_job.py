@@ -134,7 +134,7 @@ def test_database_is_not_read_for_damage_after_events(tmp_path: Path, monkeypatc
     spool(workspace, [typing(1)])
     assert job.load_webhooks(context, Limits(with_transform=False)).published
     monkeypatch.setattr(restore, "is_damaged", Mock(side_effect=AssertionError("read")))
-    restore.restore(workspace, context.destination, pytest.fail)
+    restore.restore(context.destination, pytest.fail)
 
 
 def test_combined_file_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(
         run_each()
         rows = [read(workspace) for workspace in workspaces]
         assert rows[0] == rows[1]
-    pipeline = build_pipeline(workspaces[1], build_context(workspaces[1]).destination)
+    pipeline = build_pipeline(build_context(workspaces[1]).destination)
     pipeline.sync_destination()
     state = pipeline.state
     assert state["_version_hash"] == generate_pipeline_state_version_hash(state)
@@ -502,7 +502,7 @@ def test_run_without_dlt_that_fails_after_its_load_leaves_dlt_nothing_to_check(
         assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == EXIT_FAILED
     check = Mock()
     monkeypatch.setattr(restore, "_is_damaged_pipeline", check)
-    restore.restore(workspace, build_context(workspace).destination, print)
+    restore.restore(build_context(workspace).destination, print)
     assert not check.called
 
 

@@ -41,7 +41,7 @@ def load(workspace: Workspace, *ids: int) -> list[int]:
         state["ids"] = [*state.get("ids", []), *ids]
         yield from ({"id": number} for number in ids)
 
-    pipeline = build_pipeline(workspace, build_destination(workspace))
+    pipeline = build_pipeline(build_destination(workspace))
     pipeline.run(rows())
     loaded: list[int] = pipeline.state["sources"]["msgbubbles"]["resources"]["rows"]["ids"]
     return loaded
@@ -71,7 +71,7 @@ def workspace(loaded: Path, tmp_path: Path) -> Workspace:
 
 def restored(workspace: Workspace) -> list[str]:
     messages: list[str] = []
-    restore(workspace, build_destination(workspace), messages.append)
+    restore(build_destination(workspace), messages.append)
     build_destination(workspace).prepare()
     return messages
 
@@ -175,7 +175,7 @@ def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -
 
 @pytest.mark.parametrize("part", ["*.parquet", "*.json", "*.gz"])
 def test_damaged_pending_package_is_read_again(workspace: Workspace, part: str) -> None:
-    pipeline = build_pipeline(workspace, build_destination(workspace))
+    pipeline = build_pipeline(build_destination(workspace))
     rows: Any = dlt.resource([{"id": 3}], name="rows", write_disposition="append")
     if part == "*.parquet":
         pipeline.extract(rows, loader_file_format="parquet")

@@ -60,7 +60,7 @@ def read_dlt_files(workspace: Workspace) -> dict[str, tuple[set[str], Any]]:
     pipelines = {}
     for name in PIPELINES:
         shutil.rmtree(workspace.folder / "dlt" / name, ignore_errors=True)
-        pipeline = build_pipeline(workspace, build_destination(workspace), name)
+        pipeline = build_pipeline(build_destination(workspace), name)
         pipeline.sync_destination()
         [schema_name] = pipeline.schema_names
         tables = pipeline.schemas[schema_name].tables.values()
@@ -100,7 +100,7 @@ def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest
         with pytest.raises(StopHereError):
             migrate(build_context(workspace))
     with pytest.raises(UsageError, match=r"Run chats\.py once"):
-        check_version(workspace, build_destination(workspace))
+        check_version(build_destination(workspace))
 
     migrate(build_context(workspace))
     assert (tables_with(workspace, OLD), tables_with(workspace, NEW)) == (set(), tables)
@@ -120,8 +120,8 @@ def test_killed_migration_is_continued(workspace: Workspace, monkeypatch: pytest
 def test_version_is_stored_once_its_step_is_done(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     versions: list[tuple[int, int]] = []
 
-    def step(workspace: Workspace, destination: Destination) -> None:
-        versions.append((workspace.version, migrations._warehouse_version(destination)))
+    def step(destination: Destination) -> None:
+        versions.append((destination.workspace.version, migrations._warehouse_version(destination)))
 
     monkeypatch.setattr(migrations, "STEPS", [step] * LAYOUT_VERSION)
     migrate(build_context(workspace))
@@ -163,12 +163,12 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
     migrate(build_context(workspace))
     destination = build_destination(workspace)
     destination.publish()
-    check_version(workspace, destination)
+    check_version(destination)
     with destination.open_writer() as connection:
         connection.execute(f"UPDATE msgbubbles._version SET version = {LAYOUT_VERSION + 1}")
     destination.publish()
     with pytest.raises(UsageError, match=r"newer release.*Upgrade,\nor choose another --database"):
-        check_version(workspace, destination)
+        check_version(destination)
     # It is refused without its workspace too.
     shutil.rmtree(workspace.folder)
     workspace.make_folders()
@@ -178,7 +178,7 @@ def test_newer_release_is_refused(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="newer release"):
         migrate(build_context(workspace))
     with pytest.raises(UsageError, match="newer release"):
-        check_version(workspace, destination)
+        check_version(destination)
 
 
 def test_new_workspace_after_a_full_disk_needs_no_upgrade(tmp_path: Path) -> None:
@@ -186,13 +186,13 @@ def test_new_workspace_after_a_full_disk_needs_no_upgrade(tmp_path: Path) -> Non
     with full_disk(), pytest.raises(OSError, match="too large"):
         workspace.make_folders()
     workspace.make_folders()
-    check_version(workspace, build_destination(workspace))
+    check_version(build_destination(workspace))
     assert workspace.version == LAYOUT_VERSION
     (workspace.folder / "version").unlink()
     (workspace.dlt_folder / "state.json").touch()
     workspace.make_folders()
     with pytest.raises(UsageError, match=r"Run chats\.py once"):
-        check_version(workspace, build_destination(workspace))
+        check_version(build_destination(workspace))
 
 
 @pytest.fixture(params=["postgres", pytest.param("ducklake", marks=nightly), "filesystem"])
@@ -236,7 +236,7 @@ def test_tables_of_other_destinations_are_migrated_without_reading_again(
     rank = KeyedTable.rank.fget  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(KeyedTable, "rank", property(lambda table: rank(table).replace(NEW, OLD)))
-        rename_column(workspace, destination, NEW, OLD)
+        rename_column(destination, NEW, OLD)
         migrations._rename_in_warehouse(destination, "batches", "slices")  # codespell:ignore slices
         drop_version(workspace, destination)
     with destination.open_reader() as connection:

@@ -48,7 +48,7 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
                     raise
                 reporter.fail(explain_end(error, context).message)
         if options.needs_version:
-            check_version(workspace, context.destination)
+            check_version(context.destination)
         return body(Session(context, reporter, options.sandbox))
     except (Exception, KeyboardInterrupt) as error:
         outcome = explain_end(error, context)

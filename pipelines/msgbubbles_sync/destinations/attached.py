@@ -169,7 +169,7 @@ class Attached(Destination):
             loaded = _list_own_tables(connection, self.dataset)
             names = [name for name in loaded if not tables or name in tables]
             sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
-            with open_scratch(connection, self._workspace.folder, sources):
+            with open_scratch(connection, self.workspace.folder, sources):
                 yield connection
                 with transaction(connection):
                     for name in list_tables(connection, f"scratch.{DATASET}"):
@@ -214,19 +214,19 @@ class Attached(Destination):
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in shown
         if self.prefix and shown and not shows_accounts:
-            account, how = self._workspace.account, self._rename.format(prefix=self.prefix)
+            account, how = self.workspace.account, self._rename.format(prefix=self.prefix)
             raise UsageError(ONE_ACCOUNT.format(where=self.title, account=account, how=how, other=self._another))
         if not self.prefix and shows_accounts:
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other=self._another))
         if not is_own:
             self._refuse_foreign_tables(stored)
-        if repairs or has_lost_rows or (self._workspace.folder / HELD_TABLES).exists():
+        if repairs or has_lost_rows or (self.workspace.folder / HELD_TABLES).exists():
             with self._attach() as connection:
                 self._undo_changes(connection, repairs, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
-            self._workspace.forget_loads()
+            self.workspace.forget_loads()
         self._discard_foreign_loads(version)
-        record = self._workspace.folder / NAMES
+        record = self.workspace.folder / NAMES
         if read_json(record) != self._names:
             write_privately(record, json.dumps(self._names))
 
@@ -311,9 +311,9 @@ class Attached(Destination):
 
     def _refuse_renamed(self, schemas: Collection[str]) -> None:
         """Raise `UsageError` if the tables are in schemas that have other names in the configuration."""
-        recorded = read_json(self._workspace.folder / NAMES)
+        recorded = read_json(self.workspace.folder / NAMES)
         if not isinstance(recorded, dict):
-            is_used = (self._workspace.dlt_folder / PIPELINE / "state.json").exists()
+            is_used = (self.workspace.dlt_folder / PIPELINE / "state.json").exists()
             recorded = {schema: schema for schema in self._names} if is_used else self._names
         moved = [
             (f"{self.prefix}{recorded[schema]}", self.name_schema(schema))

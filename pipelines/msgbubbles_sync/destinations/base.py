@@ -46,7 +46,7 @@ class Destination(ABC):
     _drop = "DROP TABLE {table}"
 
     def __init__(self, workspace: Workspace, settings: SyncSettings) -> None:
-        self._workspace, self._settings = workspace, settings
+        self.workspace, self._settings = workspace, settings
         # The prefix of its schemas.
         self.prefix = workspace.prefix
         # The schema of the loaded tables.
@@ -145,7 +145,7 @@ class Destination(ABC):
         Everything is read again if tables may lack rows or values: those that are changed back, and those that were
         held back before. A killed process begins again.
         """
-        file = self._workspace.folder / HELD_TABLES
+        file = self.workspace.folder / HELD_TABLES
         before = read_json(file)
         suspects = {
             *(before if isinstance(before, list) else ()),
@@ -159,7 +159,7 @@ class Destination(ABC):
         self.held = {table: why for table, why in refused.items() if table not in JOB_TABLES}
         if has_lost_rows or suspects - self.held.keys():
             forget_schema(connection, self.write_schema)
-            self._workspace.forget_loads()
+            self.workspace.forget_loads()
         if self.held:
             write_privately(file, json.dumps(sorted(self.held)))
         else:
@@ -176,13 +176,13 @@ class Destination(ABC):
 
         `version` is that of the tables' state, 0 if they have none. A load that has not finished is one ahead.
         """
-        state = read_json(self._workspace.dlt_folder / PIPELINE / "state.json")
+        state = read_json(self.workspace.dlt_folder / PIPELINE / "state.json")
         own = state.get("_state_version") if isinstance(state, dict) else None
         if not isinstance(own, int):
             return
-        has_load = self._workspace.has_pending_load
+        has_load = self.workspace.has_pending_load
         if version < own - has_load or (version > own and has_load):  # dlt itself continues from a newer state
-            self._workspace.forget_loads()
+            self.workspace.forget_loads()
 
     @abstractmethod
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:

@@ -41,17 +41,18 @@ WHERE started_at > $1 AND NOT list_contains($2, run_id)"""
 MIN_OTHER_RUNS = 3
 
 
-def claim(workspace: Workspace, destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
+def claim(destination: Destination, *, sandbox: bool, say: Callable[[str], None]) -> None:
     """Claim a warehouse for an account. Raises `UsageError` if it holds the rows of another one.
 
     Renames a damaged claim, and writes it again if the tables do not contradict it.
     """
+    workspace = destination.workspace
     path = workspace.folder / CLAIM_FILE
     ours = {"account": SANDBOX if sandbox else REAL}
     if workspace.account is not None:
         ours |= {"name": workspace.account, "of": workspace.combined.name}
     is_damaged = path.exists() and read_claim(path) is None
-    stored = read_claim(path) or _infer_claim(workspace, destination, is_damaged=is_damaged) or ours
+    stored = read_claim(path) or _infer_claim(destination, is_damaged=is_damaged) or ours
     if not path.exists() and "name" not in stored:
         stored = ours | stored  # a warehouse of one account that now gets a name
     if stored != ours:
@@ -101,11 +102,12 @@ def explain_same_numbers(workspace: Workspace, destination: Destination) -> str 
     )
 
 
-def explain_other_job(workspace: Workspace, destination: Destination) -> str | None:
+def explain_other_job(destination: Destination) -> str | None:
     """Return a message if jobs with files of their own, as on another machine, load this warehouse; null otherwise.
 
     A run that was killed while it published is in the warehouse and not in the files, so a few runs are no sign.
     """
+    workspace = destination.workspace
     records = RunLog(workspace.folder).records()
     if workspace.destination == "duckdb" or not records:
         return None
@@ -167,12 +169,12 @@ def find_account_files(workspace: Workspace) -> dict[str, Path]:
     return {account: file for account, file in sorted(files.items()) if file.exists()}
 
 
-def _infer_claim(workspace: Workspace, destination: Destination, *, is_damaged: bool) -> Claim | None:
+def _infer_claim(destination: Destination, *, is_damaged: bool) -> Claim | None:
     """Return the claim that the tables and the other files of the workspace imply; null if they imply none.
 
     Raises `UsageError` if the tables cannot be reached.
     """
-    stored = None
+    stored, workspace = None, destination.workspace
     if workspace.destination == "duckdb":
         stored = read_published_claim(workspace.database) or read_published_claim(workspace.work)
     elif destination.exists():

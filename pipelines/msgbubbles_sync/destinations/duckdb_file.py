@@ -73,22 +73,22 @@ class DuckDBFile(Destination):
         # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from dlt.destinations.impl.duckdb import configuration, factory
 
-        return factory.duckdb(configuration.DuckDbCredentials(str(self._workspace.work), global_config=self.options()))
+        return factory.duckdb(configuration.DuckDbCredentials(str(self.workspace.work), global_config=self.options()))
 
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
-        return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self._workspace.work)}
+        return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self.workspace.work)}
 
     def exists(self) -> bool:
-        return self._workspace.database.exists()
+        return self.workspace.database.exists()
 
     def has_tables(self) -> bool:
-        return os.access(self._workspace.work, os.F_OK)  # False in an unreadable folder
+        return os.access(self.workspace.work, os.F_OK)  # False in an unreadable folder
 
     def open_reader(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return open_published(self._workspace.database)
+        return open_published(self.workspace.database)
 
     def open_all_accounts(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        return open_published(self._workspace.combined)
+        return open_published(self.workspace.combined)
 
     @contextmanager
     def open_writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -104,7 +104,7 @@ class DuckDBFile(Destination):
         if self._stays_open:  # to write: opening the file twice takes twice as long
             return self.open_writer()
         try:
-            return duckdb.connect(str(self._workspace.work), read_only=True, config=self.options())
+            return duckdb.connect(str(self.workspace.work), read_only=True, config=self.options())
         except duckdb.ConnectionException:  # this process has it open for writing
             return self.open_writer()
 
@@ -114,7 +114,7 @@ class DuckDBFile(Destination):
         stop=stop_after_attempt(5), wait=wait_exponential(0.05), reraise=True,
     )  # fmt: skip
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(str(self._workspace.work))
+        connection = duckdb.connect(str(self.workspace.work))
         # As dlt does: options that are given to `connect` have to be those of all connections of a process.
         for name, value in self.options().items():
             connection.execute(f"SET GLOBAL {name} = {quote_literal(str(value))}")
@@ -143,7 +143,7 @@ class DuckDBFile(Destination):
 
     def remove_old_versions(self) -> None:
         self.close()
-        compact(self._workspace.work, self.options())
+        compact(self.workspace.work, self.options())
 
     def list_out_of_reach(self) -> list[str]:
         return ["backups and other copies of the file", "readers that have the old file open"]
@@ -170,7 +170,7 @@ class DuckDBFile(Destination):
         self._connections.close()
 
     def prepare(self) -> None:
-        workspace, work = self._workspace, self._workspace.work
+        workspace, work = self.workspace, self.workspace.work
         self._check_accounts()
         if workspace.account is not None:
             # The warehouse was one of a single account, which now has a name.
@@ -199,7 +199,7 @@ class DuckDBFile(Destination):
 
     def _check_accounts(self) -> None:
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""
-        account, combined, database = self._workspace.account, self._workspace.combined, self._workspace.database
+        account, combined, database = self.workspace.account, self.workspace.combined, self.workspace.database
         if account is not None and combined.exists() and shows_accounts(combined) is False:
             how = f"mv {combined} {database}"
             raise UsageError(ONE_ACCOUNT.format(where=combined, account=account, how=how, other="--database"))
@@ -208,7 +208,7 @@ class DuckDBFile(Destination):
             raise UsageError(MANY_ACCOUNTS.format(where=self.title, other="--database"))
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
-        workspace = self._workspace
+        workspace = self.workspace
         stamp = workspace.folder / "compacted"
         with self._connect() as connection:
             drop_leftovers(connection)
@@ -227,18 +227,18 @@ class DuckDBFile(Destination):
         return size
 
     def _combine(self, account: str) -> None:
-        combined = Workspace.from_path(self._workspace.combined)
+        combined = Workspace.from_path(self.workspace.combined)
         combined.make_folders()
         with FileLock(combined.folder / "combine.lock"):
-            files = find_account_files(self._workspace)
+            files = find_account_files(self.workspace)
             combine(files, account, combined.database, combined.folder / COMBINED_NOTE, self.options())
 
     def is_older_than(self, minutes: float) -> bool:
-        return is_older_than(self._workspace.database, minutes * 60) or not self._is_as_published()
+        return is_older_than(self.workspace.database, minutes * 60) or not self._is_as_published()
 
     def _is_as_published(self) -> bool:
         """Return whether the published files are as this job left them."""
-        workspace = self._workspace
+        workspace = self.workspace
         marks: dict[Path, Any] = {workspace.database: read_json(self._published_mark)}
         if workspace.account is not None:
             note = read_json(Workspace.from_path(workspace.combined).folder / COMBINED_NOTE)

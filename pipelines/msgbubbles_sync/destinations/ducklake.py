@@ -201,8 +201,8 @@ class DuckLake(Attached):
                 self._empty_table(connection, schema, table)
             if lost:
                 forget_schema(connection, self.write_schema)
-                self._workspace.forget_loads()
-                self._workspace.set_pending("restored")  # even if an erasure has removed dlt's folder
+                self.workspace.forget_loads()
+                self.workspace.set_pending("restored")  # even if an erasure has removed dlt's folder
         return [f"{schema}.{table}" for schema, table in lost]
 
     def drop_marts(self) -> bool:
@@ -288,7 +288,7 @@ class DuckLake(Attached):
             lake = self._read_lake()
             return server.explain_lock(self.title, lake.parameters, [lake.name])
         if LOST_FILE.search(message):
-            self._workspace.set_pending("lost_files")
+            self.workspace.set_pending("lost_files")
             return LOST
         with suppress(UsageError):
             bucket = self._read_lake().bucket
@@ -298,7 +298,7 @@ class DuckLake(Attached):
 
     def _link_extensions(self, bucket: Bucket | None) -> Path:
         """Return a folder from which DuckDB loads extensions."""
-        top = self._workspace.folder / "extensions"
+        top = self.workspace.folder / "extensions"
         folder = top / f"v{duckdb.__version__}" / _read_platform()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in _list_extensions(bucket):

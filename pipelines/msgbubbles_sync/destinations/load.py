@@ -11,26 +11,24 @@ from msgbubbles.source.lazy_dlt import dlt
 from msgbubbles.tables import Strategy, Table
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.tables import LATER_TABLES, WEBHOOK_EVENTS
-from msgbubbles_sync.workspace import PIPELINE, Workspace
+from msgbubbles_sync.workspace import PIPELINE
 
 from .base import Destination
 
 
-def build_fresh_pipeline(workspace: Workspace, destination: Destination, name: str) -> dlt.Pipeline:
+def build_fresh_pipeline(destination: Destination, name: str) -> dlt.Pipeline:
     """Build a pipeline without the files of its last run, for rows that stay in a file of ours until they are loaded.
 
     A killed run leaves dlt's files in any state. None of them is needed here, because dlt restores the schema from the
     destination. The caller holds the warehouse's lock.
     """
-    remove(workspace.dlt_folder / name)
-    pipeline = build_pipeline(workspace, destination, name)
+    remove(destination.workspace.dlt_folder / name)
+    pipeline = build_pipeline(destination, name)
     pipeline.sync_destination()
     return pipeline
 
 
-def load_rows(
-    workspace: Workspace, destination: Destination, name: str, rows: Iterable[tuple[Table, list[dict[str, Any]]]]
-) -> None:
+def load_rows(destination: Destination, name: str, rows: Iterable[tuple[Table, list[dict[str, Any]]]]) -> None:
     """Load rows of a file of ours with a fresh pipeline; a table without rows is created.
 
     The caller holds the warehouse's lock.
@@ -38,15 +36,16 @@ def load_rows(
     resources = [
         dlt.resource([build_item(table, build_arrow_rows(table, own))], name=table.name) for table, own in rows
     ]
-    pipeline = build_fresh_pipeline(workspace, destination, name)
+    pipeline = build_fresh_pipeline(destination, name)
     pipeline.run(resources, loader_file_format=destination.file_format)
 
 
-def build_pipeline(workspace: Workspace, destination: Destination, name: str = PIPELINE) -> dlt.Pipeline:
+def build_pipeline(destination: Destination, name: str = PIPELINE) -> dlt.Pipeline:
     """Build a pipeline that loads the warehouse. The caller holds the warehouse's lock."""
     destination.keep_lock()
     destination.close()
-    dlt_files = workspace.dlt_folder / name
+    folder = destination.workspace.dlt_folder
+    dlt_files = folder / name
     # dlt moves a normalized package to its place, and then removes its source. If it was killed between the two, moving
     # the package a second time would fail in every run.
     for extracted in (dlt_files / "normalize" / "extracted").glob("*"):
@@ -56,7 +55,7 @@ def build_pipeline(workspace: Workspace, destination: Destination, name: str = P
         name,
         destination=destination.build_dlt_destination(),
         dataset_name=destination.dataset,
-        pipelines_dir=str(workspace.dlt_folder),
+        pipelines_dir=str(folder),
     )
 
 

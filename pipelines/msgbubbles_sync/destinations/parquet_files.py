@@ -125,12 +125,12 @@ class ParquetFiles(Destination):
 
     @property
     def _view_file(self) -> Path:
-        return self._folder / ".msgbubbles" / f"{self._workspace.account or NAMELESS}.json"
+        return self._folder / ".msgbubbles" / f"{self.workspace.account or NAMELESS}.json"
 
     @property
     def _build_file(self) -> Path:
         """The file that holds the name of the latest build."""
-        return self._workspace.dbt_folder / "build"
+        return self.workspace.dbt_folder / "build"
 
     def exists(self) -> bool:
         return self._view_file.exists()
@@ -176,7 +176,7 @@ class ParquetFiles(Destination):
             name: query for (schema, name), query in self._build_queries({}).items()
             if schema == DATASET and (not tables or name in tables)
         }  # fmt: skip
-        with _connect() as connection, open_scratch(connection, self._workspace.folder, queries):
+        with _connect() as connection, open_scratch(connection, self.workspace.folder, queries):
             if not tables:
                 load_states(connection, self.tables_folder)
             yield connection
@@ -197,7 +197,7 @@ class ParquetFiles(Destination):
 
     def explain(self, message: str) -> str | None:
         if file := DAMAGED_FILE.search(message):
-            self._workspace.set_pending("damage")
+            self.workspace.set_pending("damage")
             return f"{file[1]} is damaged. Run a sync, which reads its rows again"
         return None
 
@@ -227,13 +227,13 @@ class ParquetFiles(Destination):
 
     def move_damaged_files(self) -> list[Path]:
         """Rename files that were cut off, and forget what has been read. Returns the new paths. Raises `UsageError`."""
-        note = self._workspace.folder / WHOLE_UNTIL
-        is_thorough = self._workspace.is_pending("damage")
+        note = self.workspace.folder / WHOLE_UNTIL
+        is_thorough = self.workspace.is_pending("damage")
         damaged = [move_damaged(path) for path in find_damaged(self.tables_folder, note, is_thorough=is_thorough)]
-        self._workspace.set_done("damage")
+        self.workspace.set_done("damage")
         if damaged:
             remove(self.tables_folder / STATES)
-            self._workspace.forget_loads()
+            self.workspace.forget_loads()
         return damaged
 
     def _holds_delta(self) -> bool:
@@ -255,12 +255,12 @@ class ParquetFiles(Destination):
 
     def prepare(self) -> None:
         accounts = {path.stem for path in self._make_folder().glob("*.json")}
-        if self._workspace.account is None and accounts - {NAMELESS}:
+        if self.workspace.account is None and accounts - {NAMELESS}:
             raise UsageError(MANY_ACCOUNTS.format(where=self._folder, other="bucket_url"))
-        if self._workspace.account is not None and NAMELESS in accounts:
+        if self.workspace.account is not None and NAMELESS in accounts:
             raise UsageError(ONE_ACCOUNT.format(folder=self._folder))
         if not self.tables_folder.exists():
-            self._workspace.forget_loads()
+            self.workspace.forget_loads()
             self._build_file.unlink(missing_ok=True)
         else:
             finish_replacing(self.tables_folder)
@@ -285,7 +285,7 @@ class ParquetFiles(Destination):
         marts = self._find_builds(before.marts, held_marts)
         old, failure = dict(before.old), None
         try:
-            options = {**self.options(), "temp_directory": str(self._workspace.folder / "spilled")}
+            options = {**self.options(), "temp_directory": str(self.workspace.folder / "spilled")}
             for path in merge_small_files(self.tables_folder, {self._folder / name for name in old}, options):
                 old[str(path.relative_to(self._folder))] = time.time()
         except duckdb.Error as error:  # what was written is published without that

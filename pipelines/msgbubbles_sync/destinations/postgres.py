@@ -77,14 +77,14 @@ class Postgres(Attached):
     @contextmanager
     def open_build(self) -> Iterator[None]:
         yield
-        self._workspace.set_pending("marts")
+        self.workspace.set_pending("marts")
 
     def publish(self, held_marts: Sequence[str] = ()) -> int | None:
         refused: list[str] = []
-        if self._workspace.is_pending("marts"):
+        if self.workspace.is_pending("marts"):
             refused = self._copy_marts(held_marts)
             if not (held_marts or refused):  # they are copied as soon as they are no longer held
-                self._workspace.set_done("marts")
+                self.workspace.set_done("marts")
         size = super().publish(held_marts)
         if refused:
             schema = self.name_schema(self.marts_schema)

@@ -12,7 +12,7 @@ import duckdb
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.sql import list_columns, read_value, store_value
 from msgbubbles_sync.tables import VERSION_TABLE
-from msgbubbles_sync.workspace import DATASET, LAYOUT_VERSION, Workspace
+from msgbubbles_sync.workspace import DATASET, LAYOUT_VERSION
 
 from .base import Destination
 from .loaded_tables import READ_AT
@@ -24,8 +24,9 @@ OLDER = (
 )
 
 
-def check_version(workspace: Workspace, destination: Destination) -> None:
+def check_version(destination: Destination) -> None:
     """Check that this release wrote the workspace and the published tables. Raises `UsageError` otherwise."""
+    workspace = destination.workspace
     refuse_newer(workspace.version, str(workspace.folder))
     published = published_version(destination)
     refuse_newer(published, destination.title)

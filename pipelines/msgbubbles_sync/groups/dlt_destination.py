@@ -89,7 +89,7 @@ def groups(
         workspace = Workspace.from_path(Path(database))
         workspace.make_folders()
         context = Context(workspace, load_settings(), _NoConsole())
-        check_version(workspace, context.destination)
+        check_version(context.destination)
         if GroupRedactor(context.redactor).is_redacting:
             raise UsageError(NOT_PRIVATE)
         rate_limiter = RateLimiter.for_key(api_key, requests_per_minute, budget_dir) if requests_per_minute else None

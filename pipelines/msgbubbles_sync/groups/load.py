@@ -44,7 +44,7 @@ def load_ledger(workspace: Workspace, destination: Destination, redactor: Redact
             (GROUP_MEMBER_OPERATIONS, [row for entry in operations for row in _list_members(entry, at)]),
             (GROUP_SIGHTINGS, [_build_row(GROUP_SIGHTINGS, state, at) for state in states]),
         )
-        load_rows(workspace, destination, PIPELINE, rows)
+        load_rows(destination, PIPELINE, rows)
         ledger.set_loaded(entries, observations)
         return len(entries) + len(observations)
 

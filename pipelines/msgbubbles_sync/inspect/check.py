@@ -50,7 +50,7 @@ def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
     workspace, local = context.workspace, LocalState(context)
     return [
         ("configuration", lambda: _check_api(connect, local)),
-        ("version", lambda: check_version(workspace, context.destination)),
+        ("version", lambda: check_version(context.destination)),
         ("destination", lambda: check_destination(context)),
         ("spark", lambda: _check_spark() if workspace.destination == "filesystem" else None),
         ("state", lambda: _check_state(local)),
@@ -67,7 +67,7 @@ def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
 def _check_accounts(context: Context) -> CheckResult | None:
     if shared := explain_same_numbers(context.workspace, context.destination):
         return CheckResult("accounts", "failed", shared, "start the wrong account again, with another --database")
-    if other_job := explain_other_job(context.workspace, context.destination):
+    if other_job := explain_other_job(context.destination):
         fix = "run one job on one machine, or give the other one schemas of its own ([sync] raw_schema and so on)"
         return CheckResult("accounts", "failed", other_job, fix)
     same_key = explain_shared_key(context.workspace, context.settings)

@@ -88,7 +88,7 @@ def build_status(local: LocalState, now: datetime) -> Status:
 
 def _find_other_job(local: LocalState) -> str | None:
     with suppress(UsageError):  # the tables cannot be opened, as `check` says
-        return explain_other_job(local.workspace, local.destination)
+        return explain_other_job(local.destination)
     return None
 
 

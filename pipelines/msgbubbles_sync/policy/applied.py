@@ -80,9 +80,9 @@ def store(connection: duckdb.DuckDBPyConnection, workspace: Workspace, schema: s
         store_value(connection, schema, PRIVACY, path.read_text())
 
 
-def store_copy(workspace: Workspace, destination: Destination) -> None:
+def store_copy(destination: Destination) -> None:
     """Update the copy of the record in the tables that the job writes."""
-    destination.write_table(PRIVACY, lambda connection, schema: store(connection, workspace, schema))
+    destination.write_table(PRIVACY, lambda connection, schema: store(connection, destination.workspace, schema))
 
 
 def read_copy(destination: Destination) -> Record | None:
@@ -99,13 +99,14 @@ def read_copy(destination: Destination) -> Record | None:
     return None
 
 
-def restore_record(workspace: Workspace, destination: Destination) -> str:
+def restore_record(destination: Destination) -> str:
     """Restore a lost record from its copy, so that erased people stay erased, and a policy stays as strict as it was.
 
     Returns what to report: empty, unless the record was damaged. One that is damaged while more people may have been
     erased than the copy has stays damaged, and reading it is refused. Rows without a copy were loaded without a policy.
     Raises `UsageError` if the tables cannot be reached.
     """
+    workspace = destination.workspace
     path, is_damaged = workspace.folder / FILE, False
     try:
         if Record.load(workspace) is not None or not workspace.folder.exists():
@@ -233,7 +234,7 @@ def save_found_chats(workspace: Workspace, destination: Destination, redactor: R
     record = Record.load(workspace)
     if redactor.found_chats and record is not None:
         record.with_erased(redactor.found_chats).save(workspace)
-        store_copy(workspace, destination)
+        store_copy(destination)
 
 
 def check_stricter(policy: Policy, before: Policy) -> None:

@@ -90,7 +90,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
             pseudonyms = Pseudonymizer.from_key(None)
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
-    restore_record(workspace, context.destination)
+    restore_record(context.destination)
     redactor = build_redactor(workspace, context.settings)
     context.destination.prepare()
     if not context.destination.has_tables():
@@ -104,7 +104,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     workspace.set_pending("erase")
     hashes = {*map(pseudonyms.erased_handle, handles)}
     msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
-    store_copy(workspace, context.destination)
+    store_copy(context.destination)
     certificate = purge(context, handles)
     counts, failures = purge_files(context)
     certificate.rows += counts

@@ -45,7 +45,7 @@ def apply(context: Context) -> Counter[str]:
     """
     workspace = context.workspace
     policy, pseudonyms = read_policy(context.settings)
-    restore_record(workspace, context.destination)
+    restore_record(context.destination)
     record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)
     check_key(record, pseudonyms)

@@ -79,7 +79,7 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
             workspace.set_pending("transform")
             forget_build(workspace)
             destination.empty_marts(unbuilt)
-    policy.store_copy(workspace, destination)
+    policy.store_copy(destination)
     say("rewriting the database")
     destination.publish_rewritten()
     workspace.set_done("publish")
@@ -148,7 +148,7 @@ def _load_pending(context: Context) -> None:
     """Load pending packages and the spool, and remove dlt's folders, which it restores from the warehouse."""
     workspace = context.workspace
     if (workspace.dlt_folder / PIPELINE).exists():
-        pipeline = build_pipeline(workspace, context.destination)
+        pipeline = build_pipeline(context.destination)
         if pipeline.has_pending_data:
             pipeline.run()
     time.sleep(0.2)  # events that a receiver has just accepted are in a segment by then

@@ -117,11 +117,11 @@ def load_events(context: Context) -> LoadResult:
 
 def load_segments(context: Context, segments: Iterable[Segment], strategy: Strategy = "insert-only") -> LoadResult:
     """Load segments as `load_events` does. With `delete-insert`, their events replace stored rows."""
-    workspace, destination, redactor = context.workspace, context.destination, context.redactor
-    result = LoadResult(dead_letters=dead_letter_folder(workspace))
+    destination, redactor = context.destination, context.redactor
+    result = LoadResult(dead_letters=dead_letter_folder(context.workspace))
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
-    load = _Load(workspace, destination, redactor, context.settings.source.start_ms, strategy, result)
+    load = _Load(destination, redactor, context.settings.source.start_ms, strategy, result)
     for batch in _batch_segments(segments):
         load.load_batch(batch)
     return result
@@ -155,7 +155,6 @@ def count_dead_letters(workspace: Workspace) -> int:
 
 @dataclass(frozen=True)
 class _Load:
-    workspace: Workspace
     destination: Destination
     redactor: Redactor
     start_ms: int
@@ -198,7 +197,7 @@ class _Load:
     def _write_dead_letters(self, name: str, lines: list[bytes]) -> None:
         """Write lines to a file named after their segment, which a repeated load overwrites."""
         if lines:
-            folder = dead_letter_folder(self.workspace)
+            folder = dead_letter_folder(self.destination.workspace)
             if folder.exists() and not folder.is_dir():
                 move_damaged(folder)
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -206,7 +205,7 @@ class _Load:
 
     def _load(self, events: list[Event]) -> None:
         # "repair": the next run reads messages and chats that only events know.
-        self.workspace.set_pending("repair", "transform", "publish")
+        self.destination.workspace.set_pending("repair", "transform", "publish")
         events.sort(key=lambda event: (event.occurred_at, event.received_at))
         batch = self._merge(events) or self._load_with_dlt(events)
         self.result.deliveries += batch.events.num_rows
@@ -252,7 +251,7 @@ class _Load:
         return None
 
     def _load_with_dlt(self, events: list[Event]) -> _Batch:
-        pipeline = build_fresh_pipeline(self.workspace, self.destination, PIPELINE)
+        pipeline = build_fresh_pipeline(self.destination, PIPELINE)
         warehouse = Warehouse(pipeline.sql_client)
         with warehouse.connected():
             stored = warehouse.rows_with("messages", "id", list_messages(events))

@@ -76,7 +76,7 @@ class CurrentPolicy:
             self._redactor = None
         else:
             if has_rows(self._workspace):
-                restore_record(self._workspace, build_destination(self._workspace, settings.sync))
+                restore_record(build_destination(self._workspace, settings.sync))
             self._redactor = build_redactor(self._workspace, settings)
             if settings.policy.redacts and settings.vault is not None and self._redactor.vault is None:
                 return  # it cannot be used; the next delivery tries again

@@ -39,7 +39,7 @@ def test_most_urgent_exit_status_of_the_accounts_wins(statuses: list[int], comes
 
 def claimed(workspace: Workspace) -> Workspace:
     workspace.make_folders()
-    claim(workspace, build_destination(workspace), sandbox=False, say=print)
+    claim(build_destination(workspace), sandbox=False, say=print)
     workspace.database.touch()
     return workspace
 

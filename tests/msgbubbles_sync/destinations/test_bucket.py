@@ -56,7 +56,7 @@ def open_lake(postgres_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def load(lake: DuckLake, first: int) -> None:
     """Load two tables of new rows through dlt, or finish a load."""
-    pipeline = build_pipeline(lake._workspace, lake)
+    pipeline = build_pipeline(lake)
     rows = pa.table({"id": range(first, first + ROWS), "text": [f"text {number}" * 9 for number in range(ROWS)]})
     tables = [dlt.resource(rows, name=name, write_disposition="append") for name in ("chats", "messages")]
     pipeline.run(None if pipeline.has_pending_data else tables)
@@ -113,7 +113,7 @@ def test_two_writers_lose_nothing(open_lake: NewLake, endpoint: int) -> None:
         for table in ("chats", "messages"):
             connection.execute(f"CREATE TABLE msgbubbles.{table} (id BIGINT)")
 
-    folder = lake._workspace.database.parent
+    folder = lake.workspace.database.parent
     with ThreadPoolExecutor(2) as pool:  # each with a DuckDB of its own, which meets the other only in the catalog
         for done in [pool.submit(write_rows, folder, number * 4 * ROWS, ROWS) for number in range(2)]:
             done.result(timeout=120)
@@ -191,7 +191,7 @@ def test_bucket_without_usable_address_is_refused(open_lake: NewLake, url: str) 
 def test_missing_file_is_told_from_a_missing_bucket(open_lake: NewLake, message: str, meaning: str) -> None:
     lake = open_lake("lake", 1)
     assert meaning in str(lake.explain(message))
-    assert lake._workspace.is_pending("lost_files") == ("files" in meaning)
+    assert lake.workspace.is_pending("lost_files") == ("files" in meaning)
 
 
 def test_google_bucket_is_opened_through_its_interface_for_s3(open_lake: NewLake) -> None:

@@ -43,9 +43,7 @@ damage = pytest.mark.parametrize("damage", DAMAGE)
 
 def claimed(workspace: Workspace, messages: list[str] | None = None, *, sandbox: bool = False) -> Workspace:
     workspace.make_folders()
-    claim(
-        workspace, build_destination(workspace), sandbox=sandbox, say=(messages if messages is not None else []).append
-    )
+    claim(build_destination(workspace), sandbox=sandbox, say=(messages if messages is not None else []).append)
     return workspace
 
 
@@ -203,7 +201,7 @@ def test_runs_of_another_job_are_noticed(tmp_path: Path, monkeypatch: pytest.Mon
         with destination.open_writer() as connection:
             store_runs(connection, [*map(build_run, numbers)], destination.write_schema)
         destination.publish()
-        return explain_other_job(workspace, destination)
+        return explain_other_job(destination)
 
     destination.prepare()
     assert publish_runs(*range(6)) is None, "no run of its own: its folder was lost"

@@ -125,7 +125,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 ) -> None:
     monkeypatch.setenv(URL, f"postgresql://job:{SECRET}@127.0.0.1:{without_tls.port}/warehouse?sslmode=require")
     workspace = workspace_of(tmp_path)
-    pipeline = build_pipeline(workspace, build_destination(workspace))
+    pipeline = build_pipeline(build_destination(workspace))
     with pytest.raises(Exception, match="SSL was required"), pipeline.sql_client():
         pass
     with pytest.raises(Exception, match="SSL was required"):
@@ -137,7 +137,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     lake = workspace_of(tmp_path, "ducklake")
     with (
         pytest.raises(Exception, match="SSL was required"),
-        build_pipeline(lake, build_destination(lake)).sql_client(),
+        build_pipeline(build_destination(lake)).sql_client(),
     ):
         pass
     assert without_tls.asked >= 4
@@ -148,7 +148,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
 def connect_by_adbc(workspace: Workspace) -> None:
     from adbc_driver_manager import dbapi
 
-    pipeline = build_pipeline(workspace, build_destination(workspace))
+    pipeline = build_pipeline(build_destination(workspace))
     credentials = pipeline.destination_client().config.credentials
     assert credentials is not None
     uri = credentials.to_native_representation()
@@ -187,7 +187,7 @@ def test_each_client_passes_parameters_to_the_server(
         workspace = workspace_of(tmp_path)
 
         def connect_by_dlt() -> None:
-            with build_pipeline(workspace, build_destination(workspace)).sql_client():
+            with build_pipeline(build_destination(workspace)).sql_client():
                 pass
 
         for connect in (

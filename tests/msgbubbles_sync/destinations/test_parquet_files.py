@@ -355,7 +355,7 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"holds Delta tables of an older release.* Run chats\.py"):
         destination.prepare()
     messages: list[str] = []
-    restore(workspace, destination, messages.append)
+    restore(destination, messages.append)
     [moved] = files.glob("msgbubbles.delta-*")
     assert len(messages) == 1
     assert f"{files / 'msgbubbles'} held Delta tables" in messages[0]
@@ -367,5 +367,5 @@ def test_delta_tables_are_renamed_and_read_again(files: Path, tmp_path: Path) ->
     assert rows == [("old",)], "readers keep what they had"
     destination.prepare()
     assert not (workspace.folder / "dlt" / "msgbubbles").exists(), "coverage starts again"
-    restore(workspace, destination, messages.append)
+    restore(destination, messages.append)
     assert len(messages) == 1

@@ -101,7 +101,7 @@ def test_job_works_behind_a_pooler_in_transaction_mode(
     with destination.lock(), pytest.raises(AnotherJobRunsError), build_destination(workspace).lock():
         pass
     for text in ("before", "now"):
-        pipeline = build_pipeline(workspace, destination)
+        pipeline = build_pipeline(destination)
         rows = [{"id": str(number), "error_code": text} for number in range(100)]
         pipeline.run(rows, table_name="failed_reads", write_disposition="merge", primary_key="id")
     with destination.open_writer() as connection:

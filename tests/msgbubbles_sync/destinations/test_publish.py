@@ -133,7 +133,7 @@ def test_writer_during_a_publish_changes_no_published_row(
 ) -> None:
     workspace = work_of(Workspace.from_path(tmp_path / "company.duckdb", account=account))
     if account:
-        claim(workspace, build_destination(workspace), sandbox=False, say=print)
+        claim(build_destination(workspace), sandbox=False, say=print)
     destination = DuckDBFile(workspace, SyncSettings())
     destination.publish()
     shown = workspace.combined
@@ -288,7 +288,7 @@ def test_publish_writes_through_a_symbolic_link(
     leftover.write_text("rows")
     workspace = work_of(Workspace.from_path(shown, account=account))
     if account:
-        claim(workspace, build_destination(workspace), sandbox=False, say=print)
+        claim(build_destination(workspace), sandbox=False, say=print)
     for first in (0, 5):
         work_of(workspace, first)
         DuckDBFile(workspace, SyncSettings()).publish()

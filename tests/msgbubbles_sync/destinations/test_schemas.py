@@ -60,7 +60,7 @@ def test_renamed_schemas_are_refused_until_they_are_renamed_on_the_server(
     build_destination(workspace).prepare()
 
     def load(number: int) -> None:
-        pipeline = build_pipeline(workspace, build_destination(workspace))
+        pipeline = build_pipeline(build_destination(workspace))
         pipeline.sync_destination()
         pipeline.run([{"handle": str(number)}], table_name="numbers")
 

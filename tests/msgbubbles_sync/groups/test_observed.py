@@ -190,7 +190,7 @@ def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
     assert load_ledger(workspace, build_destination(workspace), Redactor()) == 1
-    pipeline = build_pipeline(workspace, build_destination(workspace), PIPELINE)
+    pipeline = build_pipeline(build_destination(workspace), PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
     copy = workspace.folder / "copy"

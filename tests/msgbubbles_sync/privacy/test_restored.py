@@ -35,7 +35,7 @@ of_a_lake = pytest.param("ducklake", marks=nightly)
 )
 def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, names = build_destination(workspace), Pseudonymizer(KEY)
-    claims.claim(workspace, destination, sandbox=False, say=print)
+    claims.claim(destination, sandbox=False, say=print)
     monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "minimal")
     Record(PRESETS["minimal"], names.check, frozenset({names.erased_handle(ANN)})).save(workspace)
     context = build_context(workspace)
@@ -51,12 +51,12 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
 
     destination.prepare()
     with pytest.raises(UsageError, match="holds the rows of account north"):
-        claims.claim(workspace, destination, sandbox=True, say=print)
-    claims.claim(workspace, destination, sandbox=False, say=print)
+        claims.claim(destination, sandbox=True, say=print)
+    claims.claim(destination, sandbox=False, say=print)
     assert build_context(workspace).redactor.is_erased(ANN)
     with open_ledger(build_context(workspace)) as ledger:
         assert [(group.key, group.chat_id) for group in ledger.observations()] == [("support", "g")]
-    pipeline = build_pipeline(workspace, destination)
+    pipeline = build_pipeline(destination)
     pipeline.sync_destination()
     states = pipeline.state["sources"]["msgbubbles"]["resources"]
     assert states["load"] == {"covered": "now"}, "what is covered is in a state like this"
@@ -75,7 +75,7 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
 def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     destination, covered = build_destination(workspace), {"load": {"covered": "now"}}
     destination.prepare()
-    assert build_pipeline(workspace, destination).state["sources"]["msgbubbles"]["resources"] == covered
+    assert build_pipeline(destination).state["sources"]["msgbubbles"]["resources"] == covered
     Record(erased=frozenset({Pseudonymizer(KEY).erased_handle(ANN)})).save(workspace)
     with Ledger.open(workspace.folder) as ledger:
         ledger.record_observation(Observation("support", "g", OURS, None, (BEN,), False, NOW))
@@ -96,7 +96,7 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     destination.prepare()
     context = build_context(workspace)
     job._schedule_lost_work(context)
-    pipeline = build_pipeline(workspace, destination)
+    pipeline = build_pipeline(destination)
     pipeline.sync_destination()
     assert pipeline.state["sources"]["msgbubbles"]["resources"] == {"load": {"covered": "before"}}
     assert workspace.is_pending("erase"), "they may be in the backup"
@@ -152,7 +152,7 @@ def test_restored_catalog_whose_files_were_erased_is_read_again(workspace: Works
         query(workspace, "FROM msgbubbles.messages")
     assert "run chats.py: it empties the tables" in (destination.explain(str(lost.value)) or "")
     context = build_context(workspace, console=(console := RecordingConsole()))
-    restore(workspace, context.destination, console.fail)
+    restore(context.destination, console.fail)
     assert f"{destination.dataset}.messages" in console.errors[0]
     context.destination.prepare()
     job._schedule_lost_work(context)

@@ -195,7 +195,7 @@ def _find_chats(session: Session, client: Client, names: list[str]) -> dict[str,
 def _hold_ledger(session: Session) -> Iterator[None]:
     """Check that the warehouse is this account's, and hold the lock of its ledger."""
     context = session.context
-    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+    claim(context.destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(context.workspace.folder, "apply"):
         yield
 

@@ -44,9 +44,9 @@ def prepare(session: Session) -> None:
         # A newer version is the more useful error, even if the tables belong to another account.
         with suppress(UsageError):
             _ = LocalState(context).states
-    claim(workspace, destination, sandbox=session.sandbox, say=reporter.fail)
+    claim(destination, sandbox=session.sandbox, say=reporter.fail)
     if not session.sandbox:
         note_key(workspace, context.settings)
-    restore(workspace, destination, reporter.fail)
+    restore(destination, reporter.fail)
     migrate(context)
     context.check_policy()

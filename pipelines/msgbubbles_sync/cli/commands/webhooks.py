@@ -57,7 +57,7 @@ def replay_events(session: Session, since: datetime | None) -> int:
 def _open_for_load(session: Session) -> Iterator[Context]:
     """Check that events of this account can be loaded, and hold the lock."""
     context = session.context
-    claim(context.workspace, context.destination, sandbox=session.sandbox, say=session.reporter.fail)
+    claim(context.destination, sandbox=session.sandbox, say=session.reporter.fail)
     with hold_lock(context.workspace.folder), context.destination.lock():
         context.destination.prepare()
         yield context
