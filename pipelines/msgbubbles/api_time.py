@@ -1,14 +1,15 @@
-"""Estimate the API's clock from the `Date` of its answers.
+"""Read the clock of this machine, and estimate that of the API from the `Date` of its answers.
 
-Coverage records times by this clock, so one answer with a wrong `Date` would prevent rows from being read again until
-that date. A `Date` near the expected one is accepted at once, any other only when several answers in a row agree on it:
-then the clock of this machine is wrong, or was set meanwhile.
+Coverage records times by the API's clock, so one answer with a wrong `Date` would prevent rows from being read again
+until that date. A `Date` near the expected one is accepted at once, any other only when several answers in a row agree
+on it: then the clock of this machine is wrong, or was set meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 # How far a `Date` may be from the expected one to be accepted at once.
 MAX_SURPRISE = timedelta(minutes=15)
@@ -45,3 +46,37 @@ class ApiTime:
         self._agreeing = self._agreeing + 1 if is_same else 1
         self._unexpected = ahead
         return self._agreeing >= self._answers_needed
+
+
+class Clock:
+    """Wall time that never goes back, so that the later of two fetches of a row always has the later time.
+
+    `wall` returns the time in UTC. `api` estimates the API's clock.
+    """
+
+    def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.api = ApiTime()
+        self._wall = wall
+        self._last_at = datetime.min.replace(tzinfo=UTC)
+        self._lock = threading.Lock()
+        # How far the latest `Date` is ahead of this machine's clock; null before an answer.
+        self._ahead: timedelta | None = None
+
+    def now(self) -> datetime:
+        with self._lock:
+            self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
+            return self._last_at
+
+    def note_date(self, date: datetime | None, now: datetime, *, is_success: bool) -> None:
+        """Note the `Date` of an answer (null without one; UTC), received at `now`."""
+        if date is not None:
+            self._ahead = date - now
+        elif is_success and self._ahead is None:  # an API without dates, not a proxy's error
+            self._ahead = timedelta(0)
+
+    def earlier(self) -> datetime | None:
+        """Return this machine's time or that of the API's latest answer, whichever is earlier; null before an answer.
+
+        What is removed for its age is old by both, so that a wrong clock removes nothing.
+        """
+        return None if self._ahead is None else self._wall() + min(self._ahead, timedelta(0))

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ import tenacity
 from tenacity import RetryCallState
 
 from . import responses
-from .api_time import ApiTime
+from .api_time import Clock
 from .deadline import deadline, enforce_deadlines
 from .environment import check_certificates, check_proxies
 from .errors import (
@@ -63,40 +62,6 @@ logging.getLogger("httpx").addFilter(_redact_handles)
 USER_AGENT = f"msgbubbles-sync/{VERSION}"
 # The latency is the mean of about this many answers.
 LATENCY_MEMORY = 5
-
-
-class Clock:
-    """Wall time that never goes back, so that the later of two fetches of a row always has the later time.
-
-    `wall` returns the time in UTC. `api` estimates the API's clock.
-    """
-
-    def __init__(self, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.api = ApiTime()
-        self._wall = wall
-        self._last_at = datetime.min.replace(tzinfo=UTC)
-        self._lock = threading.Lock()
-        # How far the latest `Date` is ahead of this machine's clock; null before an answer.
-        self._ahead: timedelta | None = None
-
-    def now(self) -> datetime:
-        with self._lock:
-            self._last_at = max(self._wall(), self._last_at + timedelta(microseconds=1))
-            return self._last_at
-
-    def note_date(self, date: datetime | None, now: datetime, *, is_success: bool) -> None:
-        """Note the `Date` of an answer (null without one; UTC), received at `now`."""
-        if date is not None:
-            self._ahead = date - now
-        elif is_success and self._ahead is None:  # an API without dates, not a proxy's error
-            self._ahead = timedelta(0)
-
-    def earlier(self) -> datetime | None:
-        """Return this machine's time or that of the API's latest answer, whichever is earlier; null before an answer.
-
-        What is removed for its age is old by both, so that a wrong clock removes nothing.
-        """
-        return None if self._ahead is None else self._wall() + min(self._ahead, timedelta(0))
 
 
 @dataclass

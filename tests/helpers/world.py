@@ -20,6 +20,7 @@ import msgspec
 import pyarrow as pa
 
 from helpers.warehouse_rows import differences_of
+from msgbubbles.api_time import Clock
 from msgbubbles.client import Client
 from msgbubbles.models import Attachment, Chat
 from msgbubbles.private_client import build_client
@@ -36,7 +37,7 @@ from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_stream
 from msgbubbles.tables import ATTACHMENTS, CHATS, TABLES
 from msgbubbles.times import to_epoch_ms
-from msgbubbles.transport import Clock, Transport
+from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Account, Knobs, NewMessage
 from msgbubbles_sync.sandbox.app import Api
 from msgbubbles_sync.sandbox.knobs import KEY

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from helpers.world import OURS, SINCE_1970, World
-from msgbubbles.api_time import MORE_ANSWERS, ApiTime
+from msgbubbles.api_time import MORE_ANSWERS, ApiTime, Clock
 from msgbubbles.client import Client
 from msgbubbles.policy import Policy
 from msgbubbles.redact import Redactor
 from msgbubbles.times import HOUR_MS
-from msgbubbles.transport import Clock, Transport
+from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)

@@ -267,7 +267,7 @@ def test_later_fetch_has_a_later_time_if_the_clock_is_set_back(server: Server, m
         def now(cls, _tz: Any = None) -> datetime:  # type: ignore[override]
             return next(cls.times)
 
-    monkeypatch.setattr("msgbubbles.transport.datetime", Clock)
+    monkeypatch.setattr("msgbubbles.api_time.datetime", Clock)
     with build_client(server) as client:
         first, second = client.list_chats(), client.list_chats()
     assert first.fetched_at < second.fetched_at

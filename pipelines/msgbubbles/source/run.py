@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgbubbles.api_time import Clock
 from msgbubbles.client import Client
 from msgbubbles.decode import list_unknown_fields
 from msgbubbles.errors import ApiError, Halt, MsgBubblesError, is_unit_error
@@ -15,7 +16,7 @@ from msgbubbles.models import Page
 from msgbubbles.rate_limit import RateLimiter
 from msgbubbles.settings import DEFAULTS, SourceSettings
 from msgbubbles.times import to_epoch_ms
-from msgbubbles.transport import Clock, Traffic, Transport
+from msgbubbles.transport import Traffic, Transport
 
 from .buffer import Changes, RowBuffer
 from .coverage import Coverage

@@ -16,10 +16,10 @@ from functools import partial
 import duckdb
 import msgspec
 
+from msgbubbles.api_time import Clock
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
 from msgbubbles.times import EPOCH
-from msgbubbles.transport import Clock
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import InputFileError, UsageError, list_causes
 from msgbubbles_sync.files import move_damaged, read_json, write_privately

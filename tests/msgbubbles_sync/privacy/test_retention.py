@@ -13,8 +13,8 @@ from msgspec import structs
 
 from helpers.canary import find_words
 from helpers.context import build_context, serve_to_this_process
+from msgbubbles.api_time import Clock
 from msgbubbles.policy import Policy
-from msgbubbles.transport import Clock
 from msgbubbles_sync import job
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.policy.applied import AGES_FROM, read_ages_from, save_ages_from
