@@ -10,6 +10,7 @@ from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 
 TIMED_OUT = "the statement took longer than [sync] statement_timeout_seconds"
+SERVER_TIMED_OUT = "canceling statement due to statement timeout"
 
 
 class CommandResult:
@@ -38,17 +39,21 @@ class CommandResult:
     @property
     def timed_out(self) -> list[str]:
         """The models and data tests that took too long."""
-        return [failed.node.name for failed in self.failed if failed and TIMED_OUT in str(failed.message)]
+        return [
+            failed.node.name
+            for failed in self.failed
+            if failed and any(words in str(failed.message) for words in (TIMED_OUT, SERVER_TIMED_OUT))
+        ]
 
     def explain(self, destination: Destination) -> str:
         """Return the end of a sentence: what the database's messages mean, and the file that has them."""
         reason = destination.explain(self.messages)
-        return f"{f': {reason}' if reason else ''}; see {self.write_details()}"
+        return f"{f': {reason}' if reason else ''}; see {self.write_details(reason)}"
 
-    def write_details(self) -> Path:
-        """Write the database's messages to a file, and return its path."""
+    def write_details(self, reason: str | None = None) -> Path:
+        """Write the database's messages to a file, after what they mean, and return its path."""
         with suppress(OSError):  # a full or read-only disk, which the run reports as well
-            write_privately(self._details, self.messages + "\n")
+            write_privately(self._details, "\n\n".join(filter(None, (reason, self.messages))) + "\n")
         return self._details
 
     @property

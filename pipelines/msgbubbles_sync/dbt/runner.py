@@ -267,7 +267,7 @@ class _Dbt:
             self.unreadable.store(self._workspace)
             return built
         if result.failed:
-            result.write_details()
+            result.explain(destination)
         return BuildResult(failed_models=[node.name for node in nodes], unbuilt_marts=sorted(unbuilt))
 
     def _list_failed(self, result: CommandResult, kind: str) -> list[Any]:
@@ -337,7 +337,7 @@ class _Dbt:
         if not nodes and not result.failed:
             return built
         if result.failed and not built.failed_models:
-            result.write_details()
+            result.explain(destination)
         marts = self._find_marts(nodes)
         has_error = any(failed is None or failed.status == "error" for failed in result.failed)
         if has_error and not self._is_limited(result, marts, destination):
@@ -350,7 +350,7 @@ class _Dbt:
         nodes = self._manifest.nodes.values() if self._manifest else ()
         models = (node for node in nodes if str(node.resource_type) == "model" and node.schema == self._marts_schema)
         is_alone = not result.has_not_started and marts < {node.name for node in models}
-        return is_alone and destination.explain(result.messages) is None
+        return is_alone and all(destination.concerns_one_table(str(failed.message)) for failed in result.failed)
 
     def _find_marts(self, nodes: Iterable[Any]) -> set[str]:
         """Find the marts that models are or tests read, and those that are built from them."""

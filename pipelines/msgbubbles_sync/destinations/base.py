@@ -296,3 +296,7 @@ class Destination(ABC):
         If it names a damaged file, the next run looks for others.
         """
         return None
+
+    def concerns_one_table(self, message: str) -> bool:
+        """Return whether statements about other tables than that of an error may succeed."""
+        return self.explain(message) is None

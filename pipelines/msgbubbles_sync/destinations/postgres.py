@@ -103,7 +103,9 @@ class Postgres(Attached):
                 try:
                     copy_marts(connection, *schemas, held_marts)
                 except duckdb.Error as error:
-                    refused = [] if self.explain(str(error)) else find_refused(connection, *schemas, held_marts)
+                    if server.LOCKED.search(str(error)) or not self.concerns_one_table(str(error)):
+                        raise
+                    refused = find_refused(connection, *schemas, held_marts)
                     if not refused:
                         raise
                     copy_marts(connection, *schemas, [*held_marts, *refused])
@@ -117,6 +119,9 @@ class Postgres(Attached):
         if server.LOCKED.search(message):
             return server.explain_lock(self.title, self._read_parameters(), self._schemas)
         return server.explain(message, self.title)
+
+    def concerns_one_table(self, message: str) -> bool:
+        return bool(server.OF_ONE_TABLE.search(message)) or super().concerns_one_table(message)
 
     def _replace_views(self, connection: duckdb.DuckDBPyConnection, views: Mapping[Key, str]) -> None:
         statements = ["BEGIN", "SELECT pg_advisory_xact_lock(hashtext('msgbubbles accounts'))"]

@@ -68,6 +68,8 @@ RACED = re.compile(
     '|violates unique constraint "pg_'
 )
 DENIED = re.compile(r'permission denied for ([a-z ]+) ([\w."]+)|must be owner of ([a-z ]+) ([\w."]+)')
+# The others may still work.
+OF_ONE_TABLE = re.compile("|".join(error.pattern for error in (LOCKED, TOO_LONG, DENIED)))
 READ_ONLY = re.compile("in a read-only transaction")
 FULL = re.compile("could not (?:extend|write to) file|No space left on device|disk full", re.I)
 GONE = re.compile(

@@ -298,20 +298,31 @@ def test_unsuitable_server_is_refused_before_the_run(
 
 
 @pytest.mark.parametrize(
-    ("message", "meaning"),
+    ("message", "meaning", "concerns_one_table"),
     [
-        ("ERROR: permission denied for schema marts", "may not write schema marts; grant it the missing privilege"),
-        ('must be owner of table "messages"', "make it a member of the owner's role"),
-        ("cannot execute INSERT in a read-only transaction", "is read-only"),
-        ("could not extend file: No space left on device", "the server's disk is full"),
-        ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds"),
-        ("ERROR: tuple concurrently updated", "another session changed tables of the database at the same moment"),
-        ("server closed the connection unexpectedly", "the connection to the server was lost"),
-        ("dlt: something else", None),
+        (
+            "ERROR: permission denied for schema marts",
+            "may not write schema marts; grant it the missing privilege",
+            True,
+        ),
+        ('must be owner of table "messages"', "make it a member of the owner's role", True),
+        ("cannot execute INSERT in a read-only transaction", "is read-only", False),
+        ("could not extend file: No space left on device", "the server's disk is full", False),
+        ("canceling statement due to statement timeout", "[sync] statement_timeout_seconds", True),
+        (
+            "ERROR: tuple concurrently updated",
+            "another session changed tables of the database at the same moment",
+            False,
+        ),
+        ("server closed the connection unexpectedly", "the connection to the server was lost", False),
+        ("dlt: something else", None, True),
     ],
 )
-def test_server_errors_are_explained(message: str, meaning: str | None) -> None:
+def test_server_errors_are_explained(
+    message: str, meaning: str | None, concerns_one_table: bool, tmp_path: Path
+) -> None:
     found = explain(message, "postgres")
+    assert build_destination(workspace_of(tmp_path)).concerns_one_table(message) == concerns_one_table
     assert found == meaning if meaning is None else meaning in str(found)
 
 

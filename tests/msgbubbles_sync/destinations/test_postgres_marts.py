@@ -190,8 +190,8 @@ def test_readers_wait_for_seconds_while_columns_change(
     assert execute("SELECT count(first_day)::int, sum(n)::int FROM marts.daily") == [(0, 15)]
 
 
-@pytest.mark.parametrize("fault", ["connection", "statement timeout"])
-def test_publish_that_is_cut_off_is_repeated_whole(
+@pytest.mark.parametrize("fault", ["connection", "statement timeout", "permission"])
+def test_mart_that_cannot_be_read_stops_others_only_if_the_connection_is_lost(
     execute: Callable[..., Rows], publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     publish()
@@ -200,6 +200,17 @@ def test_publish_that_is_cut_off_is_repeated_whole(
     execute("CREATE OR REPLACE FUNCTION slow.wait() RETURNS text LANGUAGE sql AS $$ SELECT pg_sleep(30)::text $$")
     # The last mart by name, so that rows of the others are written before.
     execute("CREATE VIEW marts_build.zones AS SELECT slow.wait() AS zone")
+    if fault == "permission":
+        execute(
+            "DROP ROLE IF EXISTS nobody_here",
+            "CREATE ROLE nobody_here",
+            "GRANT ALL ON SCHEMA marts_build TO nobody_here",
+        )
+        execute(
+            "CREATE TABLE mine.secret (zone text)",
+            "CREATE OR REPLACE VIEW marts_build.zones AS SELECT zone FROM mine.secret",
+        )
+        execute("ALTER VIEW marts_build.zones OWNER TO nobody_here")
     with ThreadPoolExecutor(1) as pool:
         publishing = pool.submit(publish)
         if fault == "connection":
@@ -207,13 +218,12 @@ def test_publish_that_is_cut_off_is_repeated_whole(
             while not execute(f"SELECT pid {sleeping}"):
                 assert not publishing.done()
             execute(f"SELECT pg_terminate_backend(pid) {sleeping}")
-        with pytest.raises(duckdb.Error) as error:
+        with pytest.raises(duckdb.Error if fault == "connection" else RefusedMartsError) as error:
             publishing.result(timeout=60)
-    meaning = {"connection": "connection to the server was lost", "statement timeout": "statement_timeout_seconds"}[
-        fault
-    ]
-    assert meaning in (server.explain(str(error.value), "postgres") or "")
-    assert execute("SELECT sum(n)::int FROM marts.daily") == [(15,)], "all marts or none"
-    execute("DROP VIEW marts_build.zones")
+    message = server.explain(str(error.value), "postgres") if fault == "connection" else str(error.value)
+    assert ("connection to the server was lost" if fault == "connection" else "readers: zones;") in (message or "")
+    total = 15 if fault == "connection" else 0
+    assert execute("SELECT sum(n)::int FROM marts.daily") == [(total,)], "without a connection, all marts or none"
+    execute("DROP VIEW marts_build.zones", "DROP OWNED BY nobody_here" if fault == "permission" else "SELECT 1")
     publish()
     assert execute("SELECT sum(n)::int FROM marts.daily") == [(0,)]
