@@ -104,7 +104,8 @@ def _run_dbt() -> None:
     from filelock import FileLock
 
     from msgbubbles_sync.dbt.runner import _Dbt
-    from msgbubbles_sync.settings import Settings
+    from msgbubbles_sync.destinations import build_destination
+    from msgbubbles_sync.settings import Settings, SyncSettings
     from msgbubbles_sync.workspace import Workspace
 
     from .empty_tables import DDL
@@ -113,7 +114,8 @@ def _run_dbt() -> None:
     with tempfile.TemporaryDirectory() as folder, FileLock(own_folder() / "parse.lock"):
         workspace = Workspace.from_path(Path(folder, "company.duckdb"))
         workspace.make_folders()
-        dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}, Settings())
+        destination = build_destination(workspace, SyncSettings())
+        dbt = _Dbt(destination, Settings(), *destination.read_dbt_target())
         with duckdb.connect(str(workspace.work)) as connection:
             for statement in DDL:
                 connection.execute(statement)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.context import build_destination
 from msgbubbles_sync.dbt import process as manifest
 from msgbubbles_sync.dbt import project as files
 from msgbubbles_sync.dbt import runner as transform
@@ -52,7 +53,7 @@ def _use(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _parse(folder: Path) -> None:
     """Compile a model of the project, which is parsed first if it has to be."""
     environment = {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}
-    result = transform._Dbt(_workspace(folder), "", "duckdb", environment, Settings()).run(*COMPILE_ONE)
+    result = transform._Dbt(build_destination(_workspace(folder)), Settings(), "duckdb", environment).run(*COMPILE_ONE)
     assert not result.failed
 
 
@@ -118,8 +119,9 @@ def test_unusable_manifest_is_replaced_by_one_that_equals_it_with_other_names(
     workspace = Workspace.from_path(_workspace(tmp_path / "two").folder / ".a.staging.duckdb")
     workspace.make_folders()
     zone = Settings(transforms=TransformSettings(time_zone="Asia/Kolkata"))
-    environment = {"MSGBUBBLES_DUCKDB_PATH": str(workspace.work)}
-    transform._Dbt(workspace, "north_", "duckdb", environment, zone).run(*COMPILE_ONE)
+    destination = build_destination(workspace)
+    destination.prefix = "north_"
+    transform._Dbt(destination, zone, *destination.read_dbt_target()).run(*COMPILE_ONE)
     [(parsed, parsed_with)] = stored
     assert parsed_with == names
     assert _contents(renamed) == parsed != _contents(back)

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from helpers.context import build_destination
 from msgbubbles.source.state import FailedRead
 from msgbubbles_sync.dbt.runner import _Dbt
 from msgbubbles_sync.run_log import store_failed_reads
@@ -232,8 +233,8 @@ def test_chat_whose_latest_message_is_not_visible_yet_is_not_complete(
     assert activity() == not_visible | {"deleted message": (True, 49, "us", 1), "read": (True, 49, "us", 1)}
     # The source's lookback applies, although the project was parsed with another one.
     monkeypatch.setenv("SOURCES__MSGBUBBLES__LOOKBACK_SECONDS", "420")
-    workspace = Workspace.from_path(warehouse.path)
-    dbt = _Dbt(workspace, "", "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)}, load_settings())
+    destination = build_destination(Workspace.from_path(warehouse.path))
+    dbt = _Dbt(destination, load_settings(), "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(warehouse.path)})
     assert not dbt.run("run", "--select", "thread_activity").failed
     assert activity() == not_visible | {"deleted message": (False, None, None, 1), "read": (True, 49, "us", 1)}
 

@@ -103,7 +103,7 @@ def test_check_compiles_every_model_and_no_data_test(tmp_path: Path, monkeypatch
         return result
 
     monkeypatch.setattr(runner._Dbt, "run", record)
-    compile_models(workspace, "", Settings())
+    compile_models(build_destination(workspace), Settings())
     models = project.PROJECT.glob("models/**/*.sql")
     assert sorted((node.resource_type, node.name) for node in nodes) == sorted(("model", path.stem) for path in models)
 

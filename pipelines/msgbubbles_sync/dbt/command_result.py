@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.files import write_privately
 
+from .build_result import get_details_path
+
 TIMED_OUT = "the statement took longer than [sync] statement_timeout_seconds"
 SERVER_TIMED_OUT = "canceling statement due to statement timeout"
 
 
 class CommandResult:
-    """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn.
+    """The result of a dbt command. `failed` are the nodes that did not succeed, without tests that only warn."""
 
-    `details` is the file for the messages of the database.
-    """
-
-    def __init__(self, answer: Any, details: Path) -> None:
+    def __init__(self, answer: Any, destination: Destination) -> None:
         results = getattr(answer.result, "results", ())
         self.nodes: list[Any] = [result.node for result in results]
         self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
         self._exception = answer.exception
-        self._details = details
+        self._destination = destination
         if not answer.success and not self.failed:
             self.failed = [None]
 
@@ -45,16 +45,21 @@ class CommandResult:
             if failed and any(words in str(failed.message) for words in (TIMED_OUT, SERVER_TIMED_OUT))
         ]
 
-    def explain(self, destination: Destination) -> str:
-        """Return the end of a sentence: what the database's messages mean, and the file that has them."""
-        reason = destination.explain(self.messages)
-        return f"{f': {reason}' if reason else ''}; see {self.write_details(reason)}"
+    @cached_property
+    def reason(self) -> str | None:
+        """What the database's messages mean and how to fix it; null if unknown."""
+        return self._destination.explain(self.messages)
 
-    def write_details(self, reason: str | None = None) -> Path:
+    def explain(self) -> str:
+        """Return the end of a sentence: what the database's messages mean, and the file that has them."""
+        return f"{f': {self.reason}' if self.reason else ''}; see {self.write_details()}"
+
+    def write_details(self) -> Path:
         """Write the database's messages to a file, after what they mean, and return its path."""
+        details = get_details_path(self._destination.workspace)
         with suppress(OSError):  # a full or read-only disk, which the run reports as well
-            write_privately(self._details, "\n\n".join(filter(None, (reason, self.messages))) + "\n")
-        return self._details
+            write_privately(details, "\n\n".join(filter(None, (self.reason, self.messages))) + "\n")
+        return details
 
     @property
     def messages(self) -> str:

@@ -23,7 +23,7 @@ from msgbubbles_sync.settings import Settings, SyncSettings
 from msgbubbles_sync.workspace import Workspace
 
 from . import spark
-from .build_result import BuildResult, Timeouts, count_timeouts, get_details_path, load_build_result, store_build_result
+from .build_result import BuildResult, Timeouts, count_timeouts, load_build_result, store_build_result
 from .command_result import CommandResult
 from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
@@ -71,9 +71,7 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     is_due = not 0 <= time.time() - full_tests_at < settings.transforms.full_tests_hours * 3600
     # Until the tests pass: a run that is killed or fails leaves rows that later runs would not test.
     (folder / FULL_TESTS_AT).unlink(missing_ok=True)
-    dbt = _Dbt(
-        workspace, destination.prefix, target, environment, settings, destination.marts_schema, full_tests=is_due
-    )
+    dbt = _Dbt(destination, settings, target, environment, full_tests=is_due)
     before = BuildResult() if is_full else load_build_result(workspace)
     dbt.skip(before)
     dbt.leave_out(load_unreadable_files(workspace, dbt.depends_on[0]))
@@ -93,13 +91,13 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         )
         if not is_planned:
             destination.close()
-            result = dbt.build(destination, failed_before, is_full=is_full)
+            result = dbt.build(failed_before, is_full=is_full)
             write_privately(folder / BUILD_DIGEST, digest)
             if not (result.failed_models or dbt.unreadable.files):
                 store_last_project(workspace, digest)
         has_tests = settings.transforms.data_tests != "off"
         if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
-            result = dbt.test(destination, result)
+            result = dbt.test(result)
         unbuilt = sorted({*result.unbuilt_marts, *dbt.unreadable.marts})
         result = replace(
             result, unbuilt_marts=unbuilt, unreadable_files=dbt.unreadable.describe(workspace), timed_out=dbt.timed_out
@@ -113,9 +111,9 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     return result
 
 
-def compile_models(workspace: Workspace, prefix: str, settings: Settings) -> None:
+def compile_models(destination: Destination, settings: Settings) -> None:
     """Check that the models compile; needs no database. Raises `TransformError`."""
-    dbt = _Dbt(workspace, prefix, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"}, settings)
+    dbt = _Dbt(destination, settings, "duckdb", {"MSGBUBBLES_DUCKDB_PATH": ":memory:"})
     # dbt would select the tests of the models too, and compiling those takes six times as long.
     result = dbt.run("compile", "--select", "resource_type:model", "--indirect-selection", "empty")
     if result.failed:
@@ -127,19 +125,17 @@ class _Dbt:
 
     def __init__(
         self,
-        workspace: Workspace,
-        prefix: str,
+        destination: Destination,
+        settings: Settings,
         target: str,
         environment: dict[str, str],
-        settings: Settings,
-        marts_schema: str = "marts",
         *,
         full_tests: bool = True,
     ) -> None:
-        self._workspace, self._environment, self.target = workspace, environment, target
-        self._full_tests, self._settings = full_tests, settings
-        sync = settings.sync
-        marts_schema = sync.schema_names[marts_schema]
+        self._destination, self._workspace, self._settings = destination, destination.workspace, settings
+        self.target, self._environment, self._full_tests = target, environment, full_tests
+        prefix, sync = destination.prefix, settings.sync
+        marts_schema = sync.schema_names[destination.marts_schema]
         self._marts_schema = f"{prefix}{marts_schema}"
         file = environment.get("MSGBUBBLES_DUCKDB_PATH", "")
         # DuckDB's own name of a file.
@@ -148,7 +144,7 @@ class _Dbt:
         has_own_names = sync.schema_names != SyncSettings().schema_names
         own_schemas = ".".join([sync.raw_schema, sync.staging_schema, marts_schema]) if has_own_names else ""
         self._names = Names(target, database, prefix, own_schemas)
-        folder = workspace.dbt_folder
+        folder = self._workspace.dbt_folder
         variables = {
             **build_variables(settings),
             "schema_prefix": prefix,
@@ -209,7 +205,7 @@ class _Dbt:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
-        result = CommandResult(answer, get_details_path(self._workspace))
+        result = CommandResult(answer, self._destination)
         self.nodes += result.nodes
         self.timed_out = count_timeouts(
             self.timed_out, result.timed_out, {node.name for node in result.nodes},
@@ -231,7 +227,7 @@ class _Dbt:
         if event.info.name == "SQLQuery":
             self.executed.append((event.data.node_info.unique_id, event.data.sql))
 
-    def build(self, destination: Destination, failed_before: list[str], *, is_full: bool) -> BuildResult:
+    def build(self, failed_before: list[str], *, is_full: bool) -> BuildResult:
         """Build the marts. Raises `TransformError` as `transform` does.
 
         A model that fails may have a table that somebody changed, so it is built from scratch, as are those that failed
@@ -244,7 +240,7 @@ class _Dbt:
             result = self.run("run", *options)
         if self.target != "spark" and not is_full and not result.has_not_started:
             failed = [*failed_before, *(failed.node.name for failed in result.failed)]
-            if failed and destination.explain(result.messages) is None and not result.timed_out:
+            if failed and result.reason is None and not result.timed_out:
                 self.has_rebuilt = True
                 selected = (*_select("--select", failed), *_select("--exclude", self._waiting))
                 result = self.run("run", "--full-refresh", *selected)
@@ -252,22 +248,22 @@ class _Dbt:
         if not nodes and not result.failed:
             return BuildResult()
         unbuilt = self._find_marts(nodes)
-        if not self._is_limited(result, unbuilt, destination):
+        if not self._is_limited(result, unbuilt):
             self.unreadable.refuse(self._workspace)
-            error = TransformError(f"the marts could not be built ({result.names}){result.explain(destination)}")
+            error = TransformError(f"the marts could not be built ({result.names}){result.explain()}")
             digest = compute_build_digest(self._settings)
-            if destination.explain(result.messages) or not find_last_project(self._workspace, digest):
+            if result.reason or not find_last_project(self._workspace, digest):
                 raise error
             # Nothing can be built from the project since it has changed.
             self.leave_out(self.unreadable.add(UnreadableFile("", is_optional=False), result.messages))
             try:
-                built = self.build(destination, [], is_full=True)
+                built = self.build([], is_full=True)
             except TransformError:
                 raise error from None
             self.unreadable.store(self._workspace)
             return built
         if result.failed:
-            result.explain(destination)
+            result.write_details()
         return BuildResult(failed_models=[node.name for node in nodes], unbuilt_marts=sorted(unbuilt))
 
     def _list_failed(self, result: CommandResult, kind: str) -> list[Any]:
@@ -321,12 +317,12 @@ class _Dbt:
         try_without(files)
         return True
 
-    def test(self, destination: Destination, built: BuildResult) -> BuildResult:
+    def test(self, built: BuildResult) -> BuildResult:
         """Run the data tests of what was built. One that ends with an error, as when a view cannot be read, has failed.
 
         Raises `TransformError` if the error concerns more than some marts.
         """
-        destination.close()
+        self._destination.close()
         excluded = [f"{model}+" for model in built.failed_models]
         if not self._full_tests:
             excluded.append("tag:tested_once_a_day")
@@ -337,20 +333,20 @@ class _Dbt:
         if not nodes and not result.failed:
             return built
         if result.failed and not built.failed_models:
-            result.explain(destination)
+            result.write_details()
         marts = self._find_marts(nodes)
         has_error = any(failed is None or failed.status == "error" for failed in result.failed)
-        if has_error and not self._is_limited(result, marts, destination):
-            raise TransformError(f"the marts could not be tested ({result.names}){result.explain(destination)}")
+        if has_error and not self._is_limited(result, marts):
+            raise TransformError(f"the marts could not be tested ({result.names}){result.explain()}")
         rows = {node.name: 0 for node in nodes} | {node.node.name: node.failures or 0 for node in result.failed}
         return replace(built, failed_tests=[*rows], marts=sorted(marts), failed_rows=rows)
 
-    def _is_limited(self, result: CommandResult, marts: set[str], destination: Destination) -> bool:
+    def _is_limited(self, result: CommandResult, marts: set[str]) -> bool:
         """Return whether what failed concerns only these marts, and others are as they should be."""
         nodes = self._manifest.nodes.values() if self._manifest else ()
         models = (node for node in nodes if str(node.resource_type) == "model" and node.schema == self._marts_schema)
         is_alone = not result.has_not_started and marts < {node.name for node in models}
-        return is_alone and all(destination.concerns_one_table(str(failed.message)) for failed in result.failed)
+        return is_alone and all(self._destination.concerns_one_table(str(failed.message)) for failed in result.failed)
 
     def _find_marts(self, nodes: Iterable[Any]) -> set[str]:
         """Find the marts that models are or tests read, and those that are built from them."""

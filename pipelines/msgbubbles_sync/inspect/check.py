@@ -159,7 +159,7 @@ def _load_records(local: LocalState) -> list[RunRecord]:
 
 def _check_models(context: Context) -> CheckResult:
     try:
-        compile_models(context.workspace, context.destination.prefix, context.settings)
+        compile_models(context.destination, context.settings)
     except TransformError as error:
         fix = "fix the model; transforms/README.md shows how to run it"
         return CheckResult("transforms", "failed", str(error), fix)
