@@ -12,6 +12,8 @@ from datetime import timedelta
 from tempfile import TemporaryFile
 from typing import Any
 
+import duckdb
+
 from msgbubbles.client import Client
 from msgbubbles.decode import read_participants
 from msgbubbles.errors import (
@@ -90,7 +92,13 @@ def check_destination(context: Context) -> CheckResult:
     except OSError as error:
         what = f"{error.filename or workspace.folder}: {error.strerror}"
         return CheckResult("destination", "failed", what, "make the folder writable")
-    return CheckResult("destination", "ok", f"{destination.title} can be written")
+    replaced: list[str] = []
+    with suppress(UsageError, duckdb.Error):
+        if destination.has_tables():
+            with destination.open_job_tables() as connection:
+                replaced = destination.list_replaced(connection)
+    rest = f"; {', '.join(replaced)} has the rows of before somebody changed the table: drop it" if replaced else ""
+    return CheckResult("destination", "ok", f"{destination.title} can be written{rest}")
 
 
 def _check_spark() -> CheckResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from helpers.sizes import nightly
 from helpers.warehouse_rows import differences
 from msgbubbles_sync import job
 from msgbubbles_sync.context import Limits
+from msgbubbles_sync.inspect.check import check_destination
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.sandbox import NewMessage, Server
 from msgbubbles_sync.workspace import Workspace
@@ -90,6 +92,9 @@ def test_tables_that_somebody_changed_are_loaded_completely(
     assert run_complete(workspace) == ""
     with duckdb.connect(str(workspace.database), read_only=True) as database:
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(2,)]
+    named = " ".join([*changes, *(what for what in changes.values() if "view" not in what)])
+    checked = check_destination(build_context(workspace)).what
+    assert {*re.findall(r"\w+_replaced\w*", checked)} == {*re.findall(r"\w+_replaced\w*", named)}
 
 
 def test_run_records_that_cannot_be_stored_fail_alone(tmp_path: Path, server: Server) -> None:
