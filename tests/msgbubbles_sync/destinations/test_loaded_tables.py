@@ -94,7 +94,7 @@ def test_tables_that_somebody_changed_are_loaded_completely(
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(2,)]
     named = " ".join([*changes, *(what for what in changes.values() if "view" not in what)])
     checked = check_destination(build_context(workspace)).what
-    assert {*re.findall(r"\w+_replaced\w*", checked)} == {*re.findall(r"\w+_replaced\w*", named)}
+    assert {*re.findall(r"\w+_replaced\w*", checked)} >= {*re.findall(r"\w+_replaced\w*", named)}
 
 
 def test_run_records_that_cannot_be_stored_fail_alone(tmp_path: Path, server: Server) -> None:
