@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from helpers.job import Job, run_demo
-from msgbubbles_sync.sandbox import Account, Knobs, seed, serve
+from msgbubbles_sync.sandbox import Account, Knobs, NewMessage, Server, seed, serve
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +58,35 @@ def loaded(shared: Callable[..., Path]) -> Path:
     return shared("loaded", make)
 
 
+@pytest.fixture(scope="session")
+def built(shared: Callable[..., Path], loaded: Path) -> Path:
+    """Return what `loaded` does, after a build of all marts and an increment by dbt: the next run is a planned one."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(loaded / "job", folder / "job")
+        with serve_copy(loaded, folder / "account.sqlite") as server:
+            job = Job(folder / "job", server)
+            job.run(transform=True)
+            write_a_message(server.account)
+            job.run(transform=True)
+
+    return shared("built", make)
+
+
+@contextmanager
+def serve_copy(folder: Path, path: Path) -> Iterator[Server]:
+    """Serve a copy of the account in a folder that tests copy."""
+    account = Account(Path(shutil.copy(folder / "account.sqlite", path)))
+    with serve(account) as server:
+        yield server
+    account.close()
+
+
+def write_a_message(account: Account) -> None:
+    chat = account.all("SELECT id FROM chats ORDER BY last_us DESC LIMIT 1")[0]["id"]
+    account.add_message(NewMessage(chat, "inbound", "hello", datetime.now(UTC), "received"))
+
+
 def seed_account(
     account: Account, *, chats: int = 150, messages: int = 700, days: int = 60, silence: timedelta = timedelta()
 ) -> None:
@@ -85,7 +114,13 @@ def new_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 def loaded_job(tmp_path: Path, loaded: Path) -> Iterator[Job]:
     """Return a job that has loaded its account once: what `new_job().run()` leaves, in a tenth of the time."""
     shutil.copytree(loaded / "job", tmp_path, dirs_exist_ok=True)
-    account = Account(Path(shutil.copy(loaded / "account.sqlite", tmp_path.with_name(f"{tmp_path.name}.sqlite"))))
-    with serve(account) as server:
+    with serve_copy(loaded, tmp_path.with_name(f"{tmp_path.name}.sqlite")) as server:
         yield Job(tmp_path, server)
-    account.close()
+
+
+@pytest.fixture
+def built_job(tmp_path: Path, built: Path) -> Iterator[Job]:
+    """Return a job that has also built the marts, which takes dbt seconds. Its next run needs no dbt."""
+    shutil.copytree(built / "job", tmp_path, dirs_exist_ok=True)
+    with serve_copy(built, tmp_path.with_name(f"{tmp_path.name}.sqlite")) as server:
+        yield Job(tmp_path, server)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,6 @@ from helpers.job import Job
 from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.sandbox import Account, NewMessage
-
-NewJob = Callable[..., Job]
 
 KILLS = int(os.environ.get("KILLS", pick_size(3, nightly=12)))
 PHASES = ("start", "extract", "normalize", "load", "transform", "publish")
@@ -164,9 +162,8 @@ def test_kill_at_the_end_of_normalization_loses_nothing(loaded_job: Job) -> None
     assert differences(job.database, job.server.truth()) == {}
 
 
-def test_random_kills_lose_nothing_and_readers_see_whole_runs(new_job: NewJob) -> None:
-    job, chance = new_job(), random.Random(6)
-    job.run(transform=True)
+def test_random_kills_lose_nothing_and_readers_see_whole_runs(built_job: Job) -> None:
+    job, chance = built_job, random.Random(6)
     change(job.server.account, chance)
     began = time.monotonic()
     job.run(transform=True)

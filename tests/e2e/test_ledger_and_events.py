@@ -54,6 +54,7 @@ def test_ledger_and_events_are_on_the_destination(
     has_marts = destination != "filesystem"  # Spark takes minutes; test_filesystem compares its marts
     job = new_job(chats=0)
     job.environment = variables
+    job.selected = {"run": "+group_membership"}
     workspace, into = Workspace.from_path(job.database, destination), ("--destination", destination)
     groups = Groups(job)
     table = groups.write(two())

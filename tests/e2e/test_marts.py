@@ -96,11 +96,10 @@ def execute_in_work_database(job: Job, statement: str) -> None:
         connection.execute(statement)
 
 
-def test_marts_that_fail_a_data_test_are_held_until_they_pass(new_job: Callable[..., Job]) -> None:
-    job, held = new_job(chats=60, messages=300), ["contact", "group_membership"]
+def test_marts_that_fail_a_data_test_are_held_until_they_pass(built_job: Job) -> None:
+    job, held = built_job, ["contact", "group_membership"]
     if not IS_NIGHTLY:
         job.selected = {"test": "group_membership"}
-    job.run(transform=True)
     job.environment = HOLD
     direct = rows(job, "FROM msgbubbles.chats WHERE NOT is_group ORDER BY last_message_at DESC LIMIT 1")[0]["id"]
     before = {mart: rows(job, f"FROM marts.{mart} ORDER BY ALL") for mart in held}

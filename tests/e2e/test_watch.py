@@ -118,9 +118,9 @@ def read_mart(job: Job, mart: str) -> list[Any]:
         return connection.execute(f"SELECT {names} FROM marts.{mart} ORDER BY ALL").fetchall()
 
 
-def test_second_watch_is_refused_and_a_failing_one_goes_on_without_dlt(new_job: NewJob) -> None:
-    job = new_job(chats=1, messages=1)
-    job.run(transform=True)
+def test_second_watch_is_refused_and_a_failing_one_goes_on_without_dlt(built_job: Job) -> None:
+    job = built_job
+    job.run()  # by dlt, since the copied account has another address
     job.environment["PYTHONPROFILEIMPORTTIME"] = "1"  # writes every import to the standard error
     with running(job, "--every", "1") as process:
         assert process.stderr
@@ -163,13 +163,12 @@ def read_last_status(job: Job) -> int | None:
     return status
 
 
-def test_watch_starts_again_with_a_changed_configuration(new_job: NewJob) -> None:
-    job = new_job(chats=1, messages=1)
+def test_watch_starts_again_with_a_changed_configuration(built_job: Job) -> None:
+    job = built_job
     (job.folder / "dlt_config").mkdir()
     config = job.folder / "dlt_config" / "config.toml"
     config.write_text("[sync]\npublish_minutes = 60\n")
     job.environment = {"DLT_PROJECT_DIR": str(job.folder)}
-    job.run(transform=True)  # a process of its own takes three times as long for it
     job.start_anew = True
     with running(job, "--every", "1") as process:
         wait_for(process, lambda: '"complete"' in read_output(process))
