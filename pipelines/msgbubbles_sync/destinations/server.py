@@ -60,6 +60,13 @@ FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_da
 OWN_TABLES = """SELECT format('%I.%I', nspname, relname) AS path
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relkind IN ('r', 'm') AND nspname IN ({schemas}) AND pg_has_role(relowner, 'USAGE')"""
+# `ANALYZE` keeps the statistics of a table that is empty now. Older servers have no such function.
+IS_BEFORE_18 = "SELECT current_setting('server_version_num')::int < 180000 AS is_before"
+CLEAR_STATISTICS = """DO $clear$ BEGIN IF current_setting('server_version_num')::int >= 180000 THEN
+    PERFORM pg_clear_attribute_stats(schemaname::text, tablename::text, attname::text, inherited)
+    FROM pg_stats JOIN pg_class ON pg_class.oid = format('%I.%I', schemaname, tablename)::regclass
+    WHERE relkind IN ('r', 'm') AND schemaname IN ({schemas}) AND pg_has_role(relowner, 'USAGE');
+END IF; END $clear$"""
 LOCKED = re.compile("lock timeout|deadlock detected")
 TOO_LONG = re.compile("statement timeout|idle-in-transaction timeout")
 # Messages about the server's own catalog, which several sessions change at a time.
@@ -234,7 +241,9 @@ def remove_old_rows(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str
 
 def renew_statistics(connection: duckdb.DuckDBPyConnection, schemas: Sequence[str]) -> None:
     """Replace the planner's statistics of the job's tables, because they quote values."""
-    for (path,) in query(connection, OWN_TABLES.format(schemas=", ".join(map(quote_literal, schemas)))):
+    listed = ", ".join(map(quote_literal, schemas))
+    execute(connection, CLEAR_STATISTICS.format(schemas=listed))
+    for (path,) in query(connection, OWN_TABLES.format(schemas=listed)):
         _execute_alone(connection, f"ANALYZE {path}")
     if _may_vacuum_catalog(connection):
         _execute_alone(connection, "VACUUM FULL pg_catalog.pg_statistic")
@@ -249,6 +258,8 @@ def list_copies(connection: duckdb.DuckDBPyConnection) -> list[str]:
         "tables and materialized views that you made from these",
         "old statistics, if another session's transaction was open during the erasure",
     ]
+    if query(connection, IS_BEFORE_18)[0][0]:
+        copies.append("the planner's old statistics of tables that are empty now, which PostgreSQL before 18 keeps")
     if not _may_vacuum_catalog(connection):
         copies.append(
             "the planner's old statistics, because the job's role does not own the database (as its owner, run: "

@@ -227,3 +227,13 @@ def test_mart_that_cannot_be_read_stops_others_only_if_the_connection_is_lost(
     execute("DROP VIEW marts_build.zones", "DROP OWNED BY nobody_here" if fault == "permission" else "SELECT 1")
     publish()
     assert execute("SELECT sum(n)::int FROM marts.daily") == [(0,)]
+
+
+def test_statistics_of_a_table_that_is_empty_now_are_removed(
+    execute: Callable[..., Rows], publish: Callable[..., None], tmp_path: Path
+) -> None:
+    publish()
+    execute("ANALYZE marts.daily", "ANALYZE marts_build.daily", "TRUNCATE marts.daily")
+    build_destination(Workspace.from_path(tmp_path / "company.duckdb", "postgres")).remove_old_versions()
+    quoted = "SELECT schemaname FROM pg_stats WHERE tablename = 'daily' AND attname = 'chat_id'"
+    assert execute(quoted) == [("marts_build",)], "of the other table they are renewed"
