@@ -20,6 +20,7 @@ from msgbubbles.policy import PRESETS
 from msgbubbles.settings import RefreshRule
 from msgbubbles_sync import settings
 from msgbubbles_sync.cli.connection import check_api_key
+from msgbubbles_sync.cli.main import Options
 from msgbubbles_sync.cli.session import choose_workspace
 from msgbubbles_sync.errors import UsageError
 
@@ -135,15 +136,15 @@ def test_account_without_a_key_does_not_use_another(accounts: Path) -> None:
     (accounts / "secrets.toml").unlink()
     assert settings.load_settings("north").api_key == ""
     with pytest.raises(UsageError, match=r"account north has no API key. .*ACCOUNTS__NORTH__API_KEY"):
-        choose_workspace(None, "north", sandbox=False)
+        choose_workspace(Options(None, "north", "duckdb", False))
 
 
 @pytest.mark.usefixtures("accounts")
 def test_two_accounts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False).account == "north"
+    assert choose_workspace(Options(tmp_path / "company.duckdb", "north", "duckdb", False)).account == "north"
     monkeypatch.setenv("ACCOUNTS__SOUTH__API_KEY", "sk_north")
     with pytest.raises(UsageError, match="north and south have the same API key") as refused:
-        choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False)
+        choose_workspace(Options(tmp_path / "company.duckdb", "north", "duckdb", False))
     assert "sk_north" not in str(refused.value)
 
 
@@ -154,16 +155,16 @@ def test_invalid_settings_of_an_account_stop_no_other(accounts: Path, invalid: s
     config = accounts / "config.toml"
     config.write_text(config.read_text().replace("[accounts.south]\n", invalid))
     assert settings.account_names() == ["north", "south"]
-    assert choose_workspace(tmp_path / "company.duckdb", "north", sandbox=False).account == "north"
+    assert choose_workspace(Options(tmp_path / "company.duckdb", "north", "duckdb", False)).account == "north"
     with pytest.raises(ConfigurationError, match="start_date"):
-        choose_workspace(tmp_path / "company.duckdb", "south", sandbox=False)
+        choose_workspace(Options(tmp_path / "company.duckdb", "south", "duckdb", False))
 
 
 @pytest.mark.usefixtures("accounts")
 def test_sandbox_is_not_a_configured_account(tmp_path: Path) -> None:
-    assert choose_workspace(tmp_path / "demo.duckdb", None, sandbox=True).account is None
+    assert choose_workspace(Options(tmp_path / "demo.duckdb", None, "duckdb", True)).account is None
     with pytest.raises(UsageError, match="Omit --account, and unset MSGBUBBLES_ACCOUNT"):
-        choose_workspace(tmp_path / "demo.duckdb", "north", sandbox=True)
+        choose_workspace(Options(tmp_path / "demo.duckdb", "north", "duckdb", True))
 
 
 @pytest.mark.usefixtures("folder")

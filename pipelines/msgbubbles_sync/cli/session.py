@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
@@ -25,9 +24,7 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
     context = None
     try:
         try:
-            workspace = choose_workspace(
-                options.database, options.account, options.destination, sandbox=options.sandbox
-            )
+            workspace = choose_workspace(options)
         except SeveralAccountsError as several:
             if not options.for_each:
                 raise
@@ -57,15 +54,14 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
         return outcome.exit_status
 
 
-def choose_workspace(
-    database: Path | None, account: str | None, destination: str = "duckdb", *, sandbox: bool
-) -> Workspace:
+def choose_workspace(options: Options) -> Workspace:
     """Return the workspace of a command: the whole warehouse, or that of a named account.
 
     Raises `UsageError`, or `SeveralAccountsError` if accounts are configured and none is named.
     """
-    database = database or ROOT / f"{'sandbox' if sandbox else 'warehouse'}.{destination}"
-    if sandbox:
+    account, destination = options.account, options.destination
+    database = options.database or ROOT / f"{'sandbox' if options.sandbox else 'warehouse'}.{destination}"
+    if options.sandbox:
         if account is not None:
             raise UsageError(f"--sandbox has its own account. Omit --account, and unset {ACCOUNT_VARIABLE}.")
         return Workspace.from_path(database, destination)
