@@ -185,30 +185,30 @@ def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pyte
 
 def test_plan_is_recorded_only_if_relations_are_as_they_were(tmp_path: Path) -> None:
     """What dbt has changed itself, or another program meanwhile, it did not decide by."""
-    workspace, path = Workspace.from_path(tmp_path / "company.duckdb"), tmp_path / "plan.json"
+    workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     destination = build_destination(workspace)
     for change, is_recorded in (("CREATE TABLE added (id varchar)", False), ("SELECT 1", True)):
-        plan_file = PlanFile(path, [])
-        assert not plan_file.execute(destination, follows_success=True)
+        plan_file = PlanFile(destination, [])
+        assert not plan_file.execute(follows_success=True)
         with destination.open_writer() as connection:
             connection.execute(change)
-        plan_file.record(destination, [], [])
-        assert path.exists() == is_recorded
+        plan_file.record([], [])
+        assert (workspace.dbt_folder / "plan.json").exists() == is_recorded
 
 
 def test_statement_of_a_plan_and_data_test_that_never_end_are_interrupted(tmp_path: Path) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
     endless = "SELECT waited IS NULL AS should_error FROM (SELECT sleep_ms(20000) AS waited)"
-    with hold_lock(workspace.folder), PlanFile(tmp_path / "plan.json", [], 3600)._open(build_destination(workspace)):
+    with hold_lock(workspace.folder), PlanFile(build_destination(workspace), [], 3600)._open():
         holder = read_holder(workspace.folder)
         assert holder is not None
         assert holder.progress_at is not None
         assert holder.progress_at > datetime.now(UTC) + timedelta(minutes=50), "no other run takes it for stuck"
     with (
         pytest.raises(duckdb.InterruptException),
-        PlanFile(tmp_path / "plan.json", [], 1)._open(build_destination(workspace)) as connection,
+        PlanFile(build_destination(workspace), [], 1)._open() as connection,
     ):
         connection.execute(f"CREATE TABLE own AS SELECT count(*) AS rows FROM ({endless}) WHERE should_error")
     with duckdb.connect() as connection, pytest.raises(duckdb.InterruptException):

@@ -13,7 +13,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -26,6 +25,8 @@ from msgbubbles_sync.sql import limit_seconds, use_one_thread
 
 from .plan_tests import TEST_THREADS, DataTest, View, batch_tests, find_inputs, follow, is_view, passes, select_tests
 
+# The file in the workspace's folder `dbt`.
+FILE = "plan.json"
 # Everything that dbt looks up before it decides: relations, columns with their types, views, keys and indexes.
 RELATIONS = """
 SELECT 'column', schema_name, table_name, column_index::VARCHAR, column_name || ' ' || data_type, is_nullable::VARCHAR
@@ -97,20 +98,20 @@ class Plan(msgspec.Struct, frozen=True):
 class PlanFile:
     """The file with the plan of one warehouse."""
 
-    def __init__(self, path: Path, depends_on: Sequence[str], timeout_seconds: int = 0) -> None:
-        self._path, self._depends_on = path, (*depends_on, duckdb.__version__)
-        self._timeout_seconds = timeout_seconds
+    def __init__(self, destination: Destination, depends_on: Sequence[str], timeout_seconds: int = 0) -> None:
+        self._destination, self._timeout_seconds = destination, timeout_seconds
+        self._path, self._depends_on = destination.workspace.dbt_folder / FILE, (*depends_on, duckdb.__version__)
         self._key_before = ""
         self._plan: Plan | None = None
         self._unchanged: set[str] = set()
 
-    def execute(self, destination: Destination, *, follows_success: bool, unchanged: Collection[str] = ()) -> bool:
+    def execute(self, *, follows_success: bool, unchanged: Collection[str] = ()) -> bool:
         """Return whether there was a plan and it built the tables.
 
         `follows_success`: the last run has built all tables, and they passed the data tests. `unchanged` are the ids of
         sources that are as they were then.
         """
-        with suppress(duckdb.Error), self._open(destination) as connection:
+        with suppress(duckdb.Error), self._open() as connection:
             self._key_before = self._read_key(connection)
             self._plan = self._load()
             if self._plan is not None:
@@ -120,7 +121,7 @@ class PlanFile:
                 return True
         return False
 
-    def passes_tests(self, destination: Destination) -> bool:
+    def passes_tests(self) -> bool:
         """Return whether the data tests of the executed plan pass: those of unchanged tables have passed before."""
         if self._plan is None:
             return False
@@ -128,13 +129,13 @@ class PlanFile:
         batches = batch_tests(due, self._plan.views)
         with (
             suppress(duckdb.Error),
-            self._open(destination) as connection,
+            self._open() as connection,
             ThreadPoolExecutor(TEST_THREADS) as pool,
         ):
             return all(pool.map(lambda batch: passes(batch, connection, self._timeout_seconds), batches))
         return False
 
-    def record(self, destination: Destination, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
+    def record(self, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
         """Store the statements that dbt has just executed, unless they have changed a relation's columns.
 
         `nodes` are those of the run and of the tests; `executed` are pairs of a node's id and a statement, in order.
@@ -146,15 +147,15 @@ class PlanFile:
             for node in models.values()
             if is_view(node) and node.schema == "marts"
         ]
-        with destination.open_writer() as connection:
+        with self._destination.open_writer() as connection:
             key = self._read_key(connection)
         if key == self._key_before and steps is not None and tests is not None:
             write_privately(self._path, msgspec.json.encode(Plan(key, steps, views, tests)))
 
     @contextmanager
-    def _open(self, destination: Destination) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with (
-            destination.open_writer() as connection,
+            self._destination.open_writer() as connection,
             limit_seconds(connection, self._timeout_seconds),
             use_one_thread(connection),
         ):

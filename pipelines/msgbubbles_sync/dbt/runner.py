@@ -84,11 +84,9 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
         has_failed = bool(failed_before or before.timed_out)
         can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not has_failed
         timeout_seconds = settings.sync.statement_timeout_seconds
-        plan = PlanFile(folder / "plan.json", dbt.depends_on, timeout_seconds) if can_plan else None
+        plan = PlanFile(destination, dbt.depends_on, timeout_seconds) if can_plan else None
         unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES
-        is_planned = plan is not None and plan.execute(
-            destination, follows_success=full_tests_at > 0, unchanged=unchanged
-        )
+        is_planned = plan is not None and plan.execute(follows_success=full_tests_at > 0, unchanged=unchanged)
         if not is_planned:
             destination.close()
             result = dbt.build(failed_before, is_full=is_full)
@@ -96,14 +94,14 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
             if not (result.failed_models or dbt.unreadable.files):
                 store_last_project(workspace, digest)
         has_tests = settings.transforms.data_tests != "off"
-        if has_tests and not (is_planned and plan is not None and plan.passes_tests(destination)):
+        if has_tests and not (is_planned and plan is not None and plan.passes_tests()):
             result = dbt.test(result)
         unbuilt = sorted({*result.unbuilt_marts, *dbt.unreadable.marts})
         result = replace(
             result, unbuilt_marts=unbuilt, unreadable_files=dbt.unreadable.describe(workspace), timed_out=dbt.timed_out
         )
         if plan is not None and not is_planned and not dbt.has_rebuilt:
-            plan.record(destination, dbt.nodes, dbt.executed)
+            plan.record(dbt.nodes, dbt.executed)
     if has_tests and not result.failed_tests and not result.failed_models:
         write_privately(folder / FULL_TESTS_AT, str(time.time() if is_due else full_tests_at))
         workspace.set_done("test_runs")
