@@ -163,7 +163,6 @@ SELECT
 FROM asked
 WHERE day BETWEEN $first AND $last
 GROUP BY ALL"""  # noqa: S608 - constants of this module
-# By the field of `Activity` that has the rows.
 QUERIES = {
     "figures": FIGURES, "volume": VOLUME, "responses": RESPONSES, "waiting": WAITING, "targets": TARGETS,
     "backlog": BACKLOG, "delivery": DELIVERY, "hours": HOURS,
@@ -181,7 +180,7 @@ class Number(NamedTuple):
 class Activity:
     """What happened in the days from `first` to `last`, both included, in the account's time zone.
 
-    The rows of a query are null if it reads what the warehouse lacks; `missing` says what, by the name of the query.
+    `rows` are those of each of QUERIES, null if it reads what the warehouse lacks; `missing` says what, by its name.
     """
 
     as_of: datetime
@@ -189,14 +188,7 @@ class Activity:
     first: date
     last: date
     number: Number | None
-    figures: Sequence[Any] | None
-    volume: Sequence[Any] | None
-    responses: Sequence[Any] | None
-    waiting: Sequence[Any] | None
-    targets: Sequence[Any] | None
-    backlog: Sequence[Any] | None
-    delivery: Sequence[Any] | None
-    hours: Sequence[Any] | None
+    rows: Mapping[str, Sequence[Any] | None]
     missing: Mapping[str, str]
 
 
@@ -226,7 +218,7 @@ def read_activity(connection: duckdb.DuckDBPyConnection, zone: str, days: int, n
             missing[name] = describe_missing(error, query)
     if missing.keys() == QUERIES.keys():
         raise UsageError("the warehouse has no marts. Run the sync without --no-transform.")
-    return Activity(as_of, zone, values["first"], last, chosen, **rows, missing=missing)
+    return Activity(as_of, zone, values["first"], last, chosen, rows, missing)
 
 
 def describe_missing(error: duckdb.Error, query: str) -> str:
@@ -244,7 +236,8 @@ def render_activity(activity: Activity, title: str, generated_at: datetime, fail
     """Render the page, with the handles and titles that the warehouse has, and why the last run failed."""
     return _template().render(
         activity=activity,
-        asked_at={(row.weekday, row.hour): row.asked for row in activity.hours or ()},
+        rows=activity.rows,
+        asked_at={(row.weekday, row.hour): row.asked for row in activity.rows["hours"] or ()},
         title=title,
         generated_at=generated_at,
         failure=failure,

@@ -88,19 +88,19 @@ def warehouse() -> Iterator[duckdb.DuckDBPyConnection]:
 def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: duckdb.DuckDBPyConnection) -> None:
     activity: Any = read_activity(warehouse, "UTC", 2, None)
     assert (activity.as_of, activity.first, activity.last) == (NOON, date(2026, 11, 24), date(2026, 11, 25))
-    now, complete, before = activity.figures
+    now, complete, before = activity.rows["figures"]
     assert (now.messages_inbound, now.messages_outbound, now.threads_new) == (7, 7, 1)
     assert (now.asked, now.answered, now.within_hour, now.within_5_minutes) == (4, 2, 1 / 3, 1 / 4)
     # The day of the run is not over, so the day before it is compared with the one before that.
     assert (complete.messages_inbound, complete.messages_outbound, complete.asked) == (2, 3, 2)
     assert (before.messages_inbound, before.asked, before.within_hour, before.within_5_minutes) == (10, 1, 1, 0)
-    assert [(row.label, row.asked, row.within_hour) for row in activity.responses] == [
+    assert [(row.label, row.asked, row.within_hour) for row in activity.rows["responses"]] == [
         ("Support", 3, 1 / 2),
         (None, 1, 0),
     ]
-    assert [row.messages_inbound for row in activity.volume] == [2, 5]
-    assert sorted(activity.hours) == [(2, 9, 2), (3, 9, 1), (3, 11, 1)]
-    assert [(row.who, row.target, row.age) for row in activity.waiting] == [
+    assert [row.messages_inbound for row in activity.rows["volume"]] == [2, 5]
+    assert sorted(activity.rows["hours"]) == [(2, 9, 2), (3, 9, 1), (3, 11, 1)]
+    assert [(row.who, row.target, row.age) for row in activity.rows["waiting"]] == [
         ("<b>Ann</b>", "running", "< 1 h"),
         ("+15550002", "breached", "1–3 days"),
         ("+15550005", None, "1–3 days"),
@@ -108,17 +108,17 @@ def test_figures_count_unanswered_turns_once_their_time_has_passed(warehouse: du
         ("+15550006", None, "> 4 weeks"),
         ("Club", None, "3–7 days"),
     ]
-    assert activity.targets == [("first_response", 3, 1, 0, 3 / 4), ("next_response", 0, 0, 1, None)]
-    assert activity.backlog == [(date(2026, 11, 24), 3, 2)]
-    assert activity.delivery == [("sms", 4, 1 / 4, 3 / 4, 1 / 4, "unreachable")]
+    assert activity.rows["targets"] == [("first_response", 3, 1, 0, 3 / 4), ("next_response", 0, 0, 1, None)]
+    assert activity.rows["backlog"] == [(date(2026, 11, 24), 3, 2)]
+    assert activity.rows["delivery"] == [("sms", 4, 1 / 4, 3 / 4, 1 / 4, "unreachable")]
 
 
 def test_number_and_time_zone_limit_every_figure(warehouse: duckdb.DuckDBPyConnection) -> None:
     activity: Any = read_activity(warehouse, "Asia/Tokyo", 2, SALES)
-    assert activity.figures[0].messages_inbound == 2
-    assert activity.figures[0].asked == 1
-    assert activity.hours == [(2, 18, 1)]
-    assert {row.from_handle for row in activity.waiting} == {SALES}
+    assert activity.rows["figures"][0].messages_inbound == 2
+    assert activity.rows["figures"][0].asked == 1
+    assert activity.rows["hours"] == [(2, 18, 1)]
+    assert {row.from_handle for row in activity.rows["waiting"]} == {SALES}
     assert activity.last == date(2026, 11, 25)
 
 
