@@ -229,6 +229,8 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
 ) -> None:
     workspace = Workspace.from_path(tmp_path / "company.duckdb")
     workspace.make_folders()
+    for option in ("EMPTY", "WARN_ERROR", "ENGINE_FAIL_FAST"):  # of another project
+        monkeypatch.setenv(f"DBT_{option}", "1")
     settings = Settings(transforms=TransformSettings(data_tests="off"))
     starts: list[Any] = []
     process_run_dbt = process.run_dbt

@@ -20,7 +20,7 @@ import duckdb
 import platformdirs
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.adapters.duckdb.environments import local
-from dbt.cli.main import dbtRunner, dbtRunnerResult
+from dbt.cli.main import cli, dbtRunner, dbtRunnerResult
 from dbt.contracts.graph.manifest import Manifest
 from dbt_common.exceptions import DbtRuntimeError
 
@@ -31,6 +31,13 @@ from .command_result import TIMED_OUT
 from .project import PROJECT, Names, compute_key
 
 KEY_BYTES = 32
+# The environment variables that set options of dbt, such as DBT_EMPTY, with which the marts would have no rows.
+OPTIONS = {
+    name
+    for command in (cli, *cli.commands.values())
+    for option in command.params
+    for name in ([option.envvar] if isinstance(option.envvar, str) else option.envvar or ())
+}
 
 
 class _LimitedCursor(local.DuckDBCursorWrapper):  # type: ignore[misc]
@@ -64,6 +71,8 @@ def run_dbt(
     statement that takes DuckDB longer than `timeout_seconds` fails; 0 is no limit.
     """
     _LimitedCursor.timeout_seconds = timeout_seconds
+    for name in OPTIONS & os.environ.keys():  # they are for other projects of the user
+        del os.environ[name]
     try:
         manifest = manifest or load_manifest(names, folder)
         if manifest is None:
