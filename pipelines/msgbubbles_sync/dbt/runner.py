@@ -286,11 +286,8 @@ class _Dbt:
 
     def _find_by_trying(self, message: str, suspects: list[UnreadableFile]) -> bool:
         """Leave out the fewest of these files without which dbt does not report this. Return whether that helps."""
-        before, reported, files = (
-            self.unreadable,
-            message.replace(str(self._copy or PROJECT), ""),
-            list[UnreadableFile](),
-        )
+        before, files = self.unreadable, list[UnreadableFile]()
+        reported = message.replace(str(self._copy or PROJECT), "")
 
         def try_without(files: list[UnreadableFile]) -> str:
             left_out = before
