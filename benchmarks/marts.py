@@ -126,7 +126,7 @@ def measure_transform(workspace: Workspace, data_tests: DataTests) -> Cost:
 def build(database: Path, data_tests: DataTests, queue: Any) -> None:
     workspace, settings = Workspace.from_path(database), Settings(transforms=TransformSettings(data_tests=data_tests))
     before = resource.getrusage(resource.RUSAGE_SELF)
-    transform(workspace, build_destination(workspace, settings.sync), settings)
+    transform(build_destination(workspace, settings.sync), settings)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     queue.put(Cost(cpu_seconds, after.ru_maxrss / 1024))

@@ -111,7 +111,7 @@ def run(context: Context, limits: Limits, *, accept_ties: bool = False) -> RunRe
                 with context.destination.stay_open():  # again, if dlt has closed them
                     _build_marts(context, report, with_transform=limits.with_transform)
                     _publish(context, report, max_age_minutes=context.settings.sync.publish_minutes)
-        policy.save_found_chats(context.workspace, context.destination, context.redactor)
+        policy.save_found_chats(context.destination, context.redactor)
         tidy(context.workspace)
     return report
 
@@ -266,7 +266,7 @@ def _load_ledger(context: Context) -> None:
         workspace.set_done("ledger")
     if context.destination.held.keys() & LEDGER_TABLES:
         return
-    load_ledger(workspace, context.destination, context.redactor)
+    load_ledger(context.destination, context.redactor)
 
 
 def _finish_privacy_work(context: Context, report: RunReport) -> Exception | None:
@@ -321,7 +321,7 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
             # Views that are built without the table would not show this run.
             report.write_table(SYNC_RUNS, lambda connection, schema: create_table(connection, schema, SYNC_RUNS))
             with report.timed("transform"):
-                report.built = transform(workspace, context.destination, context.settings)
+                report.built = transform(context.destination, context.settings)
         except Exception as error:  # dbt may not even be there
             if ends_run(error):
                 raise
@@ -349,7 +349,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     report.conclude()
     last = RunLog(workspace.folder).last()
     has_other_status = last is not None and last["exit_status"] != report.outcome.exit_status
-    if not (workspace.is_pending("publish") or destination.is_older_than(max_age_minutes) or has_other_status):
+    if not (workspace.is_pending("publish") or destination.is_publish_due(max_age_minutes) or has_other_status):
         return
     # A first run without an answer would hide the demo's file. Of several accounts, each shows that it fails.
     has_answer = report.run.error is None or report.run.traffic.answered
@@ -376,9 +376,9 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         report.write_table(VERSION_TABLE, store_version)
         report.write_table(ERASURES, lambda connection, schema: create_table(connection, schema, ERASURES))
         with report.isolate("descriptions"), destination.open_writer() as connection:
-            destination.describe_tables(connection)
+            destination.store_comments(connection)
         report.publish()
-    if shared := claims.explain_same_numbers(workspace, destination):
+    if shared := claims.explain_same_numbers(destination):
         context.console.fail(shared)
     if COMBINED_FILE not in report.failed_parts:
         workspace.set_done("publish")

@@ -93,7 +93,7 @@ class JobEngine:
         if is_full:
             forget_build(self.workspace)
         destination = build_destination(self.workspace)
-        assert transform(self.workspace, destination, self._settings).failed_models == []
+        assert transform(destination, self._settings).failed_models == []
         destination.publish()
 
     def mart(self, name: str) -> list[Row]:

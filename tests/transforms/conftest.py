@@ -295,7 +295,7 @@ class Built:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runner._Dbt, "run", count)
             transforms = TransformSettings(planned_runs=self._planned_runs, **settings)
-            runner.transform(self.workspace, build_destination(self.workspace), Settings(transforms=transforms))
+            runner.transform(build_destination(self.workspace), Settings(transforms=transforms))
         self.planned.append(runs == 0)
 
     def contents(self) -> dict[str, list[tuple[Any, ...]]]:

@@ -40,7 +40,7 @@ def test_failed_model_leaves_the_database_closed(
     shutil.copy(warehouse.path, workspace.work)
     gc.disable()  # a collection by chance would hide the fault
     try:
-        transform(workspace, build_destination(workspace), Settings())
+        transform(build_destination(workspace), Settings())
         assert load_build_result(workspace).failed_models == ["loads"]
         # While one takes long, `status` names it, and no other run takes the job for stuck within the limit.
         assert shown["building loads"] == Settings().sync.statement_timeout_seconds
@@ -64,7 +64,7 @@ def test_failing_model_keeps_only_its_marts_from_being_built(recorded: Path, tmp
         with duckdb.connect(str(workspace.work)) as connection:
             for statement in statements:
                 connection.execute(statement)
-        transform(workspace, build_destination(workspace), settings)
+        transform(build_destination(workspace), settings)
         built = load_build_result(workspace)
         with duckdb.connect(str(workspace.work)) as connection:
             counts = "select sum(messages_total)::int, (select sum(message_count)::int from marts.thread_turns)"
@@ -188,7 +188,7 @@ def test_data_test_of_a_view_that_cannot_be_read_concerns_only_that_view(
     own.with_suffix(".yml").write_text("models: [{name: own, columns: [{name: number, data_tests: [not_null]}]}]")
     warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
     shutil.copy(warehouse.path, workspace.work)
-    result = transform(workspace, build_destination(workspace), Settings())
+    result = transform(build_destination(workspace), Settings())
     assert (result.failed_models, result.failed_tests, result.marts) == ([], ["not_null_own_number"], ["own"])
     assert "Could not convert string 'a'" in build_result.get_details_path(workspace).read_text()
 
@@ -207,13 +207,13 @@ def test_model_and_data_test_that_never_end_fail_alone(warehouse: Any, tmp_path:
     warehouse.load("1", chats=[{"id": "a", "from_handle": "+1"}])
     shutil.copy(warehouse.path, workspace.work)
     settings = Settings(sync=SyncSettings(statement_timeout_seconds=3))
-    result = transform(workspace, build_destination(workspace), settings)
+    result = transform(build_destination(workspace), settings)
     assert (result.failed_models, result.unbuilt_marts, result.marts) == (["own"], ["own"], ["own_view"])
     assert TIMED_OUT in build_result.get_details_path(workspace).read_text()
     # It would cost the limit in each run: it is built again after a pause, or with another limit.
     for limit_seconds, tries in ((3, 1), (2, 2)):
         settings = Settings(sync=SyncSettings(statement_timeout_seconds=limit_seconds))
-        again = transform(workspace, build_destination(workspace), settings)
+        again = transform(build_destination(workspace), settings)
         assert replace(again, timed_out={}) == replace(result, timed_out={})
         assert {name: value[0] for name, value in again.timed_out.items()} == dict.fromkeys(result.timed_out, tries)
     assert "; own took too long, and is not built before 20" in build_result.describe_unbuilt(workspace, again)
@@ -245,7 +245,7 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
         row = {"id": f"m{number}", "conversation_id": "a", "direction": "inbound", "cursor_at": READ_AT}
         warehouse.load(f"{number}", chats=[{"id": "a", "from_handle": "+1"}], messages=[row])
         shutil.copy(warehouse.path, workspace.work)
-        transform(workspace, build_destination(workspace), settings)
+        transform(build_destination(workspace), settings)
         with duckdb.connect(str(workspace.work)) as connection:
             (rows,) = connection.execute("select sum(messages_total) from marts.thread_activity_daily").fetchall()
             shutil.copy(workspace.work, warehouse.path)

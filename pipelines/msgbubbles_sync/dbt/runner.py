@@ -54,7 +54,7 @@ def check_tools(destination: Destination) -> None:
         spark.require()
 
 
-def transform(workspace: Workspace, destination: Destination, settings: Settings) -> BuildResult:
+def transform(destination: Destination, settings: Settings) -> BuildResult:
     """Bring the marts of the work database up to date, test them, and return what failed.
 
     They are built from scratch if the models have changed, because a new model does not correct the rows of the old
@@ -64,7 +64,8 @@ def transform(workspace: Workspace, destination: Destination, settings: Settings
     `load_build_result` returns the same later. Raises `TransformError` if no mart could be built, or for a reason that
     the destination explains.
     """
-    folder, digest = workspace.dbt_folder, compute_build_digest(settings)
+    workspace, digest = destination.workspace, compute_build_digest(settings)
+    folder = workspace.dbt_folder
     is_full = _read_build_digest(folder) != digest
     target, environment = destination.read_dbt_target()
     full_tests_at = 0.0 if is_full or target == "spark" else _read_full_tests_at(folder)

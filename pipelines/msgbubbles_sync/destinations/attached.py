@@ -129,7 +129,7 @@ class Attached(Destination):
             except UsageError:  # the server does not answer yet
                 raise lost from None
 
-    def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def store_comments(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._describe_schema(connection, self.dataset)
 
     def exists(self) -> bool:

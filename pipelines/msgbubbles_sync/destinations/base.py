@@ -246,12 +246,12 @@ class Destination(ABC):
         self.publish()
         self.remove_old_versions()
 
-    def describe_tables(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def store_comments(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Store the descriptions of tables and columns as comments. Needs a connection for writing."""
         write_comments(connection, self.write_schema, list_descriptions())
 
-    def is_older_than(self, minutes: float) -> bool:
-        """Return whether the published tables are older, or were changed by others."""
+    def is_publish_due(self, minutes: float) -> bool:
+        """Return whether the published tables are older than that, or were changed by others."""
         return minutes >= 0  # publishing is cheap: the record of a run costs a row, not a new file
 
     def lock(self) -> AbstractContextManager[None]:

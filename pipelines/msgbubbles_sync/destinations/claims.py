@@ -85,19 +85,20 @@ def read_published_claim(database: Path) -> Claim | None:
     return None
 
 
-def explain_same_numbers(workspace: Workspace, destination: Destination) -> str | None:
+def explain_same_numbers(destination: Destination) -> str | None:
     """Return a message if another account in the warehouse has the numbers of this one; null otherwise."""
-    if workspace.account is None:
+    account = destination.workspace.account
+    if account is None:
         return None
     others: list[tuple[str]] = []
     nothing_yet = suppress(UsageError, duckdb.CatalogException, duckdb.IOException)
     with nothing_yet, destination.open_all_accounts() as connection:
-        others = connection.execute(SAME_NUMBERS, [workspace.account]).fetchall()
+        others = connection.execute(SAME_NUMBERS, [account]).fetchall()
     if not others:
         return None
     names = ", ".join(name for (name,) in others)
     return (
-        f"the accounts {workspace.account} and {names} have the same numbers, so they were loaded with keys of one "
+        f"the accounts {account} and {names} have the same numbers, so they were loaded with keys of one "
         "account; compare api_key in their sections [accounts.NAME], here and where else they run"
     )
 

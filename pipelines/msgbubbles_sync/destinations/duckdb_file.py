@@ -233,7 +233,7 @@ class DuckDBFile(Destination):
             files = find_account_files(self.workspace)
             combine(files, account, combined.database, combined.folder / COMBINED_NOTE, self.options())
 
-    def is_older_than(self, minutes: float) -> bool:
+    def is_publish_due(self, minutes: float) -> bool:
         return is_older_than(self.workspace.database, minutes * 60) or not self._is_as_published()
 
     def _is_as_published(self) -> bool:

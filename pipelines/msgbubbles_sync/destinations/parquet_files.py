@@ -167,7 +167,7 @@ class ParquetFiles(Destination):
                 connection.execute(f"COPY {DATASET}.{quote_name(name)} TO {quote_literal(str(new))} (FORMAT parquet)")
                 new.replace(self.tables_folder / name / f"{name}.parquet")
 
-    def describe_tables(self, _connection: duckdb.DuckDBPyConnection) -> None:
+    def store_comments(self, _connection: duckdb.DuckDBPyConnection) -> None:
         """Do nothing: comments are stored with the views that readers open, by `publish`."""
 
     @contextmanager

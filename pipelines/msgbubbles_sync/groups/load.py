@@ -12,7 +12,6 @@ from msgbubbles.tables import Table
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.load import load_rows
 from msgbubbles_sync.tables import GROUP_MEMBER_OPERATIONS, GROUP_OPERATIONS, GROUP_SIGHTINGS
-from msgbubbles_sync.workspace import Workspace
 
 from .ledger import LEDGER, Entry, Ledger, Observation
 from .redact import redact_row
@@ -21,13 +20,14 @@ PIPELINE = "msgbubbles_groups"
 MEMBER_OPERATIONS = {"create": "added", "add": "added", "remove": "removed"}
 
 
-def load_ledger(workspace: Workspace, destination: Destination, redactor: Redactor) -> int:
+def load_ledger(destination: Destination, redactor: Redactor) -> int:
     """Load new and changed rows of the ledger into the destination. Returns how many there were.
 
     If there were any, the marts and publishing are marked as pending. The caller holds the lock `job`. May be killed
     and repeated: rows are merged by key, and marked only after they are loaded. Does nothing if the destination has no
     tables, which the first sync creates. Raises `UsageError` if it cannot be reached.
     """
+    workspace = destination.workspace
     if not (workspace.folder / LEDGER).exists():
         return 0
     with Ledger.open(workspace.folder) as ledger:

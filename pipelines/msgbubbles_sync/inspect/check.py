@@ -67,7 +67,7 @@ def list_checks(context: Context, connect: Callable[[], Client]) -> list[Check]:
 
 
 def _check_accounts(context: Context) -> CheckResult | None:
-    if shared := explain_same_numbers(context.workspace, context.destination):
+    if shared := explain_same_numbers(context.destination):
         return CheckResult("accounts", "failed", shared, "start the wrong account again, with another --database")
     if other_job := explain_other_job(context.destination):
         fix = "run one job on one machine, or give the other one schemas of its own ([sync] raw_schema and so on)"

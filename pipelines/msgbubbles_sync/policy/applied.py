@@ -229,11 +229,11 @@ def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:
     )
 
 
-def save_found_chats(workspace: Workspace, destination: Destination, redactor: Redactor) -> None:
+def save_found_chats(destination: Destination, redactor: Redactor) -> None:
     """Record chats that turned out to be an erased person's, so that they are not requested again."""
-    record = Record.load(workspace)
+    record = Record.load(destination.workspace)
     if redactor.found_chats and record is not None:
-        record.with_erased(redactor.found_chats).save(workspace)
+        record.with_erased(redactor.found_chats).save(destination.workspace)
         store_copy(destination)
 
 

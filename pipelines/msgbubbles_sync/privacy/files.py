@@ -100,7 +100,7 @@ def _purge_ledger(context: Context, redactor: Redactor) -> Counter[str]:
     """Remove erased people from the ledger; after a change of the policy, load it and remove it as a whole."""
     workspace = context.workspace
     if workspace.is_pending("former_ledger"):
-        load_ledger(workspace, context.destination, redactor)
+        load_ledger(context.destination, redactor)
         for path in workspace.folder.glob(f"{LEDGER}*"):
             remove(path)
         workspace.set_done("former_ledger")

@@ -56,7 +56,7 @@ def apply(context: Context) -> Counter[str]:
     redactor = build_redactor(workspace, context.settings)
     if policy.redacts:
         with suppress(MsgBubblesError, OSError, sqlite3.Error):  # `purge_files` loads the rest of it
-            load_ledger(workspace, context.destination, redactor)
+            load_ledger(context.destination, redactor)
     with rewriting(context, "policy") as rows:
         counts = redact_stored_rows(redactor, rows)
         redactor.save_vault()

@@ -71,7 +71,7 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     if has_marts:
         say("building the marts")
         try:
-            unbuilt = transform(workspace, destination, context.settings).unbuilt_marts
+            unbuilt = transform(destination, context.settings).unbuilt_marts
             workspace.set_done("transform")
         except (TransformError, OSError, ImportError) as error:  # dbt may not even be there
             unbuilt, failure = list_models(), error

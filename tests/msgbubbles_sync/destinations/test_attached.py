@@ -133,7 +133,7 @@ def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
     assert shown(north) == [("north", "north1"), ("south", "south1")]
     with north.open_reader() as connection:
         assert connection.execute("FROM msgbubbles.chats").fetchall() == [("north1",)]
-    assert explain_same_numbers(north.workspace, north) is None
+    assert explain_same_numbers(north) is None
     more = (
         "CREATE TABLE @later AS SELECT 1 AS id",
         "CREATE TABLE @numbers AS SELECT '+14155550100' AS handle",
@@ -144,7 +144,7 @@ def test_later_tables_and_columns_appear_in_the_views(of: Of) -> None:
         one.publish()
         assert shown(one) == [("north", "north1", "more" if both else None), ("south", "south1", "more")]
         assert shown(one, "later") == [("north", 1)] * both + [("south", 1)]
-    assert "north and south have the same numbers" in (explain_same_numbers(north.workspace, north) or "")
+    assert "north and south have the same numbers" in (explain_same_numbers(north) or "")
     with north.open_writer() as connection:
         connection.execute(f"DROP SCHEMA warehouse.{south.dataset} CASCADE")
     north.publish()

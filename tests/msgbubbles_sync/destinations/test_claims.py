@@ -144,12 +144,12 @@ def test_accounts_with_the_same_numbers_are_noticed(tmp_path: Path) -> None:
     for name, handle in (("north", "+14155550100"), ("south", "+14155550101"), ("west", "+14155550100")):
         workspace = claimed(Workspace.from_path(tmp_path / "company.duckdb", account=name))
         destination = build_destination(workspace)
-        assert explain_same_numbers(workspace, destination) is None, "not published yet"
+        assert explain_same_numbers(destination) is None, "not published yet"
         with destination.open_writer() as connection:
             connection.execute("CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.numbers (handle VARCHAR)")
             connection.execute("INSERT INTO msgbubbles.numbers VALUES (?)", [handle])
         destination.publish()
-        message = explain_same_numbers(workspace, destination)
+        message = explain_same_numbers(destination)
         assert (message is None) == (name != "west")
     assert "the accounts west and north have the same numbers" in (message or "")
     assert handle not in (message or "")

@@ -95,7 +95,7 @@ def test_views_of_parquet_files_have_comments(tmp_path: Path, monkeypatch: pytes
     destination.prepare()
     with destination.open_writer() as connection:
         connection.execute("CREATE TABLE msgbubbles.sync_runs (run_id VARCHAR)")
-        destination.describe_tables(connection)
+        destination.store_comments(connection)
     destination.publish()
     assert comments_in(tmp_path / "lake" / "warehouse.duckdb") == {"sync_runs": WRITTEN["sync_runs"]}
 
@@ -131,7 +131,7 @@ def test_server_and_lake_have_comments_on_tables_and_views(attached: Attached) -
             connection.execute(
                 CREATED.format(attached.write_schema).replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
             )
-            attached.describe_tables(connection)
+            attached.store_comments(connection)
             assert stored_comments(attached, connection, attached.dataset) == WRITTEN
     attached.publish()
     with attached.open_writer() as connection:

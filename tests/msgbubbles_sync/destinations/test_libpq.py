@@ -131,7 +131,7 @@ def test_neither_dlt_nor_dbt_sends_a_password_without_tls(
     with pytest.raises(Exception, match="SSL was required"):
         connect_by_adbc(workspace)
     with pytest.raises(TransformError):
-        transform(workspace, build_destination(workspace), Settings())
+        transform(build_destination(workspace), Settings())
     monkeypatch.setenv(CATALOG, os.environ[URL])
     monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
     lake = workspace_of(tmp_path, "ducklake")

@@ -137,7 +137,7 @@ def test_writer_during_a_publish_changes_no_published_row(
     destination = DuckDBFile(workspace, SyncSettings())
     destination.publish()
     shown = workspace.combined
-    assert not destination.is_older_than(60)
+    assert not destination.is_publish_due(60)
     writing = writer(shown)
     work_of(workspace, first=3)
     destination.publish()
@@ -147,11 +147,11 @@ def test_writer_during_a_publish_changes_no_published_row(
     writing.end(killed=killed)
     assert Path(f"{shown}.wal").exists() == killed
     # Nothing is new, but the published file was changed.
-    assert destination.is_older_than(60) == killed
+    assert destination.is_publish_due(60) == killed
     destination.publish()
     assert rows(shown) == [*range(3, 10)]
     assert not Path(f"{shown}.wal").exists()
-    assert not destination.is_older_than(60)
+    assert not destination.is_publish_due(60)
 
 
 def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
@@ -162,16 +162,16 @@ def test_changed_or_missing_file_is_published_again(tmp_path: Path, writer: Call
     writing.execute(DELETE)
     writing.end(killed=False)  # which writes the log into the file
     assert 5 not in rows(workspace.database)
-    assert destination.is_older_than(60)
+    assert destination.is_publish_due(60)
     destination.publish()
     assert 5 in rows(workspace.database)
-    assert not destination.is_older_than(60)
+    assert not destination.is_publish_due(60)
     ahead = time.time() + 1000
     os.utime(workspace.database, (ahead, ahead))
     (workspace.folder / "published.json").write_text(json.dumps(read_mark(workspace.database)))
-    assert destination.is_older_than(60), "the clock was set back since"
+    assert destination.is_publish_due(60), "the clock was set back since"
     workspace.database.unlink()
-    assert destination.is_older_than(60)
+    assert destination.is_publish_due(60)
 
 
 def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:
@@ -180,12 +180,12 @@ def test_leftover_log_is_removed_before_a_publish(tmp_path: Path, writer: Callab
     destination.publish()
     writing = writer(workspace.database)
     writing.execute(DELETE)
-    assert destination.is_older_than(60), "somebody writes to it"
+    assert destination.is_publish_due(60), "somebody writes to it"
     destination.publish()
     writing.execute("DELETE FROM msgbubbles.chats")
     writing.end(killed=True)
     assert rows(workspace.database) == [*range(10)]
-    assert not destination.is_older_than(60)
+    assert not destination.is_publish_due(60)
 
 
 def test_held_mart_has_no_changes_of_a_leftover_log(tmp_path: Path, writer: Callable[[Path], Writer]) -> None:

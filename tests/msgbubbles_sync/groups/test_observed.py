@@ -122,17 +122,17 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     workspace = world.workspace
     world.apply(row("a", ANNA, BEN, title="One"))
     # Only the first sync creates the database: one created here would prevent a recovery.
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
+    assert load_ledger(build_destination(workspace), Redactor()) == 0
     assert not workspace.work.exists()
     duckdb.connect(str(workspace.work)).close()
     world.max_attempts = 1
     world.server.knobs.refusal = lambda method, _path: (503, "device_offline") if method == "POST" else None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 2
+    assert load_ledger(build_destination(workspace), Redactor()) == 2
     assert workspace.is_pending("transform")
     assert workspace.is_pending("publish")
     workspace.set_done("publish")
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
+    assert load_ledger(build_destination(workspace), Redactor()) == 0
     assert not workspace.is_pending("publish")
 
     operations = "SELECT key, operation, outcome, error_code, chat_id IS NOT NULL FROM msgbubbles.group_operations"
@@ -148,7 +148,7 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     world.server.knobs.refusal = None
     world.apply(row("a", ANNA, BEN, CARLA, title="One"))
     # The outcome that was unknown, the repeated operation, and the observation.
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 3
+    assert load_ledger(build_destination(workspace), Redactor()) == 3
     assert asked(workspace.work, f"{operations} ORDER BY requested_at") == [
         ("a", "create", "succeeded", None, True),
         ("a", "add", "failed", None, True),
@@ -165,14 +165,14 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     # A kill before the rows are marked: they are loaded again, and stored once.
     with Ledger.open(workspace.folder) as ledger:
         ledger._run("UPDATE operations SET landed_version = 0")
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 3
+    assert load_ledger(build_destination(workspace), Redactor()) == 3
     assert len(asked(workspace.work, operations)) == 3
     assert len(asked(workspace.work, members)) == 3
 
     # A forgotten key has no group in the warehouse either.
     world.apply(row("b", ANNA, BEN), row("a", ANNA, BEN, CARLA, title="One"))
     forget_group(world.context(), "b")
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 2
+    assert load_ledger(build_destination(workspace), Redactor()) == 2
     assert asked(workspace.work, "SELECT key FROM msgbubbles.group_sightings WHERE chat_id = ''") == [("b",)]
 
     # A lost workspace is restored from the published file.
@@ -181,7 +181,7 @@ def test_ledger_rows_are_loaded_once_and_after_changes(
     for path in workspace.folder.glob("groups.sqlite*"):
         path.unlink()
     assert list_groups(world.context()) == {"a": known}
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 0
+    assert load_ledger(build_destination(workspace), Redactor()) == 0
 
 
 def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
@@ -189,7 +189,7 @@ def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
     workspace = world.workspace
     duckdb.connect(str(workspace.work)).close()
     world.apply(row("a", ANNA, BEN))
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 1
+    assert load_ledger(build_destination(workspace), Redactor()) == 1
     pipeline = build_pipeline(build_destination(workspace), PIPELINE)
     pipeline.extract([{"n": 1}], table_name="any")
     (extracted,) = (workspace.folder / "dlt" / PIPELINE / "normalize" / "extracted").iterdir()
@@ -198,7 +198,7 @@ def test_load_continues_after_a_kill_during_normalize(world: World) -> None:
     pipeline.normalize()
     copy.replace(extracted)
     world.apply(row("a", ANNA, BEN, CARLA))
-    assert load_ledger(workspace, build_destination(workspace), Redactor()) == 1
+    assert load_ledger(build_destination(workspace), Redactor()) == 1
     assert len(asked(workspace.work, "SELECT 1 FROM msgbubbles.group_operations")) == 2
 
 

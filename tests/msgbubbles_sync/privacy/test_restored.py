@@ -41,7 +41,7 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
     context = build_context(workspace)
     with Ledger.open(workspace.folder) as ledger:
         ledger.record_observation(Observation("support", "g", OURS, None, (BEN,), False, NOW))
-    load_ledger(workspace, destination, context.redactor)
+    load_ledger(destination, context.redactor)
     with destination.open_writer() as connection:
         for store in (claims.store, applied.store):
             store(connection, workspace, destination.write_schema)

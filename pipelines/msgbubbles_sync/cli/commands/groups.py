@@ -233,6 +233,6 @@ def _load_ledger(session: Session) -> None:
     context = session.context
     try:
         with hold_lock(context.workspace.folder), context.destination.lock():
-            load_ledger(context.workspace, context.destination, context.redactor)
+            load_ledger(context.destination, context.redactor)
     except AnotherJobRunsError:
         session.reporter.say("a sync is active; the next one loads these operations into the warehouse")
