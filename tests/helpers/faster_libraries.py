@@ -82,6 +82,26 @@ def memoize_type_hints() -> None:
     _look_up_known_names_only()
     for name in ("schema", "utils"):
         vars(importlib.import_module(f"dlt.common.schema.{name}"))["deepcopy"] = _copy_plain
+    # Of each table, dlt normalizes and validates the names of its own columns.
+    relational: Any = importlib.import_module("dlt.common.normalizers.json.relational")
+    relational.DataItemNormalizer._validate_normalizer_config = staticmethod(lambda _schema, _config: None)
+    reference: Any = importlib.import_module("dlt.common.destination.reference")
+    reference.Destination.capabilities = _find_capabilities_once(reference.Destination.capabilities)
+
+
+def _find_capabilities_once(find: Callable[..., Any]) -> Callable[..., Any]:
+    """Have dlt resolve a configuration for the capabilities of a destination once, instead of for each step."""
+
+    def find_once(destination: Any, config: Any = None, naming: Any = None) -> Any:
+        if config is not None:
+            return find(destination, config, naming)
+        known = vars(destination).setdefault("known_capabilities", {})
+        key = (naming and (type(naming), naming.max_length), *map(repr, destination.config_params.items()))
+        if key not in known:
+            known[key] = find(destination, None, naming)
+        return known[key].copy()
+
+    return find_once
 
 
 def _give_capabilities(inject: Any) -> Callable[..., Any]:
