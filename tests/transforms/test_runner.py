@@ -301,9 +301,15 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
         assert "built from the project as it was before" in result.unreadable_files
         assert (f"{name}, line" in result.unreadable_files) == (name == "dbt_project.yml")
         shutil.copy(original / name, own_project / name)
+    hook = "on-run-start: ['{{ create_bookkeeping() }}', 'select x from nowhere']"
+    text = re.sub("on-run-start:.*", hook, (original / "dbt_project.yml").read_text())
+    (own_project / "dbt_project.yml").write_text(text)
+    assert build(7) == 7
+    assert "built from the project as it was before" in load_build_result(workspace).unreadable_files
+    shutil.copy(original / "dbt_project.yml", own_project / "dbt_project.yml")
     copied = own_project / "models" / "staging" / "calendar.sql"
     copied.write_text("select 1 as x")
-    assert build(7) == 7
+    assert build(8) == 8
     result = load_build_result(workspace)
     assert (result.failed_models, result.unbuilt_marts) == ([], [])
     assert f"{copied} (it has the name of {own_project / 'models/marts/calendar.sql'})" in result.unreadable_files
@@ -327,7 +333,7 @@ def test_marts_are_built_without_files_that_dbt_cannot_read(
     seed.parent.mkdir()
     seed.write_text("number\n1\n")
     (own_project / "models" / "of_seed.sql").write_text("select * from {{ ref('own_seed') }}")
-    assert build(8) == 8
+    assert build(9) == 9
     left_out = load_build_result(workspace).unreadable_files
     assert f"{copied.with_name('own.sql')} (it has the name of" in left_out
     assert str(loaded) in left_out

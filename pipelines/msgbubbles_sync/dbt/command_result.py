@@ -22,6 +22,7 @@ class CommandResult:
     def __init__(self, answer: Any, destination: Destination) -> None:
         results = getattr(answer.result, "results", ())
         self.nodes: list[Any] = [result.node for result in results]
+        self.skipped: list[Any] = [result.node for result in results if result.status == "skipped"]
         self.failed: list[Any] = [result for result in results if result.status in ("error", "fail")]
         self._exception = answer.exception
         self._destination = destination

@@ -19,7 +19,7 @@ from msgbubbles_sync.settings import Settings
 # In a checkout this is a link to the folder of that name at the top.
 PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
 # The files that decide how the marts are built.
-BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "macros/**/*.sql")
+BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "models/**/*.py", "macros/**/*.sql")
 # Folders that dbt reads, perhaps through a link. It follows no other link to a folder.
 READ_BY_DBT = ("models", "macros", "tests", "seeds", "snapshots", "analyses", "functions")
 # Folders that dbt creates.

@@ -246,7 +246,7 @@ class _Dbt:
         nodes = self._list_failed(result, "model")
         if not nodes and not result.failed:
             return BuildResult()
-        unbuilt = self._find_marts(nodes)
+        unbuilt = self._find_marts([*nodes, *result.skipped])  # all are skipped if `on-run-start` fails
         if not self._is_limited(result, unbuilt):
             self.unreadable.refuse(self._workspace)
             error = TransformError(f"the marts could not be built ({result.names}){result.explain()}")
