@@ -151,7 +151,8 @@ class Ledger:
         now = _to_sql(datetime.now(UTC))
         for table, column in TIMES:
             # Written before the clock was set back, it would count as later than what happens from now on.
-            self._run(f"UPDATE {table} SET {column} = ?1, version = version + 1 WHERE {column} > ?1", (now,))
+            query = f"UPDATE {table} SET {column} = ?, version = version + 1 WHERE {column} > ?"
+            self._run(query, (now, now))
 
     @classmethod
     def open(cls, folder: Path) -> Ledger:
