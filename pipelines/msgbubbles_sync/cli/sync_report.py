@@ -10,6 +10,7 @@ from rich.console import Console
 from msgbubbles.errors import AuthenticationError, ForbiddenError, MsgBubblesError
 from msgbubbles.source.run import Run
 from msgbubbles_sync.dbt.build_result import get_details_path
+from msgbubbles_sync.outcome import EXIT_INCOMPLETE
 from msgbubbles_sync.report import RunReport
 from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
 from msgbubbles_sync.text import format_count
@@ -30,6 +31,8 @@ def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox:
         return
     if reporter.as_json or run.error is None or run.traffic.answered:
         reporter.print(report.record, lambda console: _show(console, report, policy, sandbox=sandbox))
+    if reporter.quiet and not reporter.as_json:
+        print_incomplete(reporter, report)
     if reporter.as_json:
         if report.transform_error is not None:
             reporter.fail(str(report.transform_error))
@@ -46,6 +49,13 @@ def print_report(reporter: Reporter, report: RunReport, policy: str, *, sandbox:
         )
     elif run.halt is not None:
         reporter.fail(f"{run.halt}; {ending}")
+
+
+def print_incomplete(reporter: Reporter, report: RunReport) -> None:
+    """Print as errors what the user should look at if a run is complete but for that."""
+    if report.outcome.exit_status == EXIT_INCOMPLETE:
+        for warning in list_warnings(report):
+            reporter.fail(warning)
 
 
 def describe_refusal(error: MsgBubblesError) -> str:
@@ -79,7 +89,7 @@ def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) ->
     )
     console.print(f"{count_requests(run)}; {seconds}")
     console.print(f"privacy policy: {policy}", soft_wrap=True)
-    for warning in [*find_warnings(run), *describe_failed_reads(report.failed_reads), *describe_failed_tests(report)]:
+    for warning in list_warnings(report):
         console.print(f"[yellow]{warning}[/yellow]")
     if report.published:
         size = "" if report.published_bytes is None else f" ({report.published_bytes / 1e6:.1f} MB)"
@@ -90,6 +100,12 @@ def _show(console: Console, report: RunReport, policy: str, *, sandbox: bool) ->
         console.print("Nothing is new: the published file is unchanged.")
     if sandbox and run.error is None and run.halt is None:
         console.print("This is simulated data. Run it again to see new activity arrive.")
+
+
+def list_warnings(report: RunReport) -> list[str]:
+    """List what the user should look at, but for the parts that failed, which are reported when they do."""
+    reads = describe_failed_reads(report.failed_reads)
+    return [*find_warnings(report.run), *reads, *describe_failed_tests(report)]
 
 
 def find_warnings(run: Run) -> list[str]:

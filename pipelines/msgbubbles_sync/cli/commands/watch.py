@@ -20,6 +20,7 @@ from msgbubbles_sync.cli.connection import connect
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
+from msgbubbles_sync.cli.sync_report import print_incomplete
 from msgbubbles_sync.context import Context, Limits
 from msgbubbles_sync.lock import hold_lock, record_progress
 from msgbubbles_sync.outcome import EXIT_STOPPED, explain_end
@@ -184,4 +185,6 @@ def _print(cycle: Cycle, reporter: Reporter) -> None:
         rows = sum(changes.new + changes.changed for changes in report.run.changes.values())
         what = f"{rows:,} rows new or changed" if cycle.is_full else "events loaded"
         reporter.print_text({}, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {what}; published")
+    if report is not None and cycle.is_full and not reporter.as_json:
+        print_incomplete(reporter, report)
     sys.stdout.flush()
