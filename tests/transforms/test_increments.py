@@ -347,9 +347,10 @@ def test_tail_begins_where_its_days_missed_a_run(replica: Any, at: Any) -> None:
     assert [row["turn_number"] for row in assert_equal_to_rebuild(replica)["thread_turns"]] == [1, 2, 3, 4]
 
 
-def test_turns_go_on_in_a_tail_whoever_spoke_first_and_last(replica: Any, at: Any) -> None:
-    def message(chat: str, day: int, direction: str) -> dict[str, Any]:
-        return {"id": f"{chat} {day}", "conversation_id": chat, "cursor_at": at(day * 1440), "direction": direction}
+def test_turns_and_sessions_go_on_in_a_tail_whoever_spoke_first_and_last(replica: Any, at: Any) -> None:
+    def message(chat: str, day: float, direction: str) -> dict[str, Any]:
+        minutes = 720 + round(day * 1440)
+        return {"id": f"{chat} {day}", "conversation_id": chat, "cursor_at": at(minutes), "direction": direction}
 
     sides = ["inbound", "outbound"]
     chats = [(f"{order[0]} {turns}", order[:turns]) for order in (sides, sides[::-1]) for turns in (1, 2)]
@@ -359,10 +360,13 @@ def test_turns_go_on_in_a_tail_whoever_spoke_first_and_last(replica: Any, at: An
         messages=[message(chat, day, side) for chat, spoke in chats for day, side in enumerate([*spoke, spoke[-1]])],
     )
     replica.transform()
-    replica.load("2", messages=[message(chat, 5, spoke[-1]) for chat, spoke in chats])
+    # On the next day, within the 24 hours after which a session ends.
+    replica.load("2", messages=[message(chat, len(spoke) + 0.75, spoke[-1]) for chat, spoke in chats])
     replica.transform()
-    turns = assert_equal_to_rebuild(replica)["thread_turns"]
-    assert [row["message_count"] for row in turns] == [3, 1, 3, 3, 1, 3]
+    marts = assert_equal_to_rebuild(replica)
+    assert [row["message_count"] for row in marts["thread_turns"]] == [3, 1, 3, 3, 1, 3]
+    sizes = [row["messages_from_us"] + row["messages_from_them"] for row in marts["thread_sessions"]]
+    assert sizes == [1, 2, 1, 1, 2, 1, 2, 1, 1, 2]
 
 
 def test_member_is_seen_until_the_last_message_and_leaves_within_a_day(replica: Any, at: Any) -> None:
