@@ -360,13 +360,14 @@ def test_turns_and_sessions_go_on_in_a_tail_whoever_spoke_first_and_last(replica
         messages=[message(chat, day, side) for chat, spoke in chats for day, side in enumerate([*spoke, spoke[-1]])],
     )
     replica.transform()
-    # On the next day, within the 24 hours after which a session ends.
-    replica.load("2", messages=[message(chat, len(spoke) + 0.75, spoke[-1]) for chat, spoke in chats])
-    replica.transform()
+    # On the next day, within the 24 hours after which a session ends, and after the longest gap.
+    for load, days in (("2", 0.75), ("3", 9)):
+        replica.load(load, messages=[message(chat, len(spoke) + days, spoke[-1]) for chat, spoke in chats])
+        replica.transform()
     marts = assert_equal_to_rebuild(replica)
-    assert [row["message_count"] for row in marts["thread_turns"]] == [3, 1, 3, 3, 1, 3]
+    assert [row["message_count"] for row in marts["thread_turns"]] == [4, 1, 4, 4, 1, 4]
     sizes = [row["messages_from_us"] + row["messages_from_them"] for row in marts["thread_sessions"]]
-    assert sizes == [1, 2, 1, 1, 2, 1, 2, 1, 1, 2]
+    assert sizes == [1, 2, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 2, 1]
 
 
 def test_member_is_seen_until_the_last_message_and_leaves_within_a_day(replica: Any, at: Any) -> None:
