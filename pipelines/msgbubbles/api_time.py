@@ -11,12 +11,16 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from .times import EPOCH
+
 # How far a `Date` may be from the expected one to be accepted at once.
 MAX_SURPRISE = timedelta(minutes=15)
 # Two dates agree if their offsets from this machine's clock differ by less than this.
 AGREEMENT = timedelta(minutes=1)
 # Answers in a row that have to agree on an unexpected date: before any date was accepted, and after.
 FIRST_ANSWERS, MORE_ANSWERS = 2, 10
+# How long ages go on counting after an answer.
+MAX_UNCONFIRMED = timedelta(days=1)
 
 
 class ApiTime:
@@ -59,8 +63,9 @@ class Clock:
         self._wall = wall
         self._last_at = datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()
-        # How far the latest `Date` is ahead of this machine's clock; null before an answer.
+        # How far the latest `Date` is ahead of this machine's clock; null before one.
         self._ahead: timedelta | None = None
+        self._answered_at: datetime | None = None
 
     def now(self) -> datetime:
         with self._lock:
@@ -71,12 +76,25 @@ class Clock:
         """Note the `Date` of an answer (null without one; UTC), received at `now`."""
         if date is not None:
             self._ahead = date - now
-        elif is_success and self._ahead is None:  # an API without dates, not a proxy's error
-            self._ahead = timedelta(0)
+        if date is not None or is_success:  # an error without a date may be a proxy's
+            self._answered_at = now
 
-    def earlier(self) -> datetime | None:
-        """Return this machine's time or that of the API's latest answer, whichever is earlier; null before an answer.
+    @property
+    def confirmed_at(self) -> datetime | None:
+        """When the API last answered, by this machine's clock or by the API's, whichever is earlier; null before that.
 
         What is removed for its age is old by both, so that a wrong clock removes nothing.
         """
-        return None if self._ahead is None else self._wall() + min(self._ahead, timedelta(0))
+        return None if self._answered_at is None else self._by_both(self._answered_at)
+
+    def ages_from(self) -> datetime:
+        """Return the time that ages count from: see `confirmed_at` and `limit_unconfirmed`."""
+        return limit_unconfirmed(self._by_both(self._wall()), self.confirmed_at)
+
+    def _by_both(self, at: datetime) -> datetime:
+        return at + min(self._ahead or timedelta(0), timedelta(0))
+
+
+def limit_unconfirmed(now: datetime, confirmed_at: datetime | None) -> datetime:
+    """Return `now`, but at most a day after `confirmed_at`. If that is null, return 1970: nothing is old."""
+    return EPOCH if confirmed_at is None else min(now, confirmed_at + MAX_UNCONFIRMED)

@@ -199,7 +199,7 @@ def _log_run(context: Context, report: RunReport) -> Iterator[None]:
 def _add_record(context: Context, report: RunReport) -> None:
     with suppress(OSError):  # a full disk has been reported already
         RunLog(context.workspace.folder).add(report.record)
-        policy.save_ages_from(context.workspace, context.settings.policy, report.run.clock)
+        policy.save_confirmed_at(context.workspace, context.settings.policy, report.run.clock)
 
 
 @contextmanager

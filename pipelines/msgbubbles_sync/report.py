@@ -118,8 +118,8 @@ class RunReport:
     def store_runs(self) -> None:
         """Write the table of the runs."""
         records = [*RunLog(self.context.workspace.folder).records(), self.record]
-        keep_days, now = self.context.settings.sync.run_days, self.run.clock.earlier()
-        oldest = now - timedelta(keep_days) if keep_days and now is not None else None
+        keep_days = self.context.settings.sync.run_days
+        oldest = self.run.clock.ages_from() - timedelta(keep_days) if keep_days else None
         self.write_table(SYNC_RUNS, lambda connection, schema: store(connection, records, schema, oldest))
 
     def store_failed_reads(self) -> None:

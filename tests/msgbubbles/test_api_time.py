@@ -14,7 +14,7 @@ from msgbubbles.api_time import MORE_ANSWERS, ApiTime, Clock
 from msgbubbles.client import Client
 from msgbubbles.policy import Policy
 from msgbubbles.redact import Redactor
-from msgbubbles.times import HOUR_MS
+from msgbubbles.times import EPOCH, HOUR_MS
 from msgbubbles.transport import Transport
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
@@ -113,12 +113,24 @@ def test_rows_are_old_only_by_both_clocks(ours_ahead: timedelta, api_ahead: time
 def test_answers_without_a_date_confirm_this_clock_only_if_none_has_one() -> None:
     clock = Clock(lambda: NOW)
     clock.note_date(None, NOW, is_success=False)
-    assert clock.earlier() is None, "the error of a proxy"
+    assert clock.ages_from() == EPOCH, "the error of a proxy"
     clock.note_date(None, NOW, is_success=True)
-    assert clock.earlier() == NOW
+    assert clock.ages_from() == NOW
     clock.note_date(NOW - YEAR, NOW, is_success=False)
     clock.note_date(None, NOW, is_success=True)
-    assert clock.earlier() == NOW - YEAR
+    assert clock.ages_from() == NOW - YEAR
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+def test_ages_count_for_a_day_after_an_answer(ahead: timedelta) -> None:
+    wall = NOW
+    clock = Clock(lambda: wall)
+    clock.note_date(NOW + ahead, NOW, is_success=True)
+    confirmed_at = NOW + min(ahead, 0 * HOUR)
+    wall = NOW + 5 * HOUR
+    assert clock.ages_from() == confirmed_at + 5 * HOUR
+    wall = NOW + YEAR  # this clock was set, or the API has not answered since
+    assert clock.ages_from() == confirmed_at + 24 * HOUR
 
 
 @pytest.mark.parametrize("feed", [True, False])

@@ -10,16 +10,14 @@ import json
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import UTC, datetime
 
 import duckdb
 import msgspec
 
-from msgbubbles.api_time import Clock
+from msgbubbles.api_time import Clock, limit_unconfirmed
 from msgbubbles.policy import FULL, ORDERS, PSEUDONYM, SECTION, Policy, Pseudonymizer
 from msgbubbles.redact import Redactor
-from msgbubbles.times import EPOCH
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.errors import InputFileError, UsageError, list_causes
 from msgbubbles_sync.files import move_damaged, read_json, write_privately
@@ -32,10 +30,8 @@ from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 from .vault import Vault
 
 FILE = "privacy.json"
-# The time that ages counted from in the latest run in which the API answered.
-AGES_FROM = "ages_from.json"
-# How long after that run ages go on counting.
-MAX_UNCONFIRMED = timedelta(days=1)
+# When the API last answered a run: `Clock.confirmed_at`.
+CONFIRMED = "ages_from.json"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -181,10 +177,15 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     under another policy, or with another key.
     """
     policy, pseudonyms = read_policy(settings)
+    confirmed_at = _read_confirmed_at(workspace)
+
+    def now() -> datetime:
+        return limit_unconfirmed(datetime.now(UTC), confirmed_at)
+
     record = Record.load(workspace)
     if record is None:
         if not policy.redacts:
-            return Redactor(policy, now=partial(read_ages_from, workspace))
+            return Redactor(policy, now=now)
         if has_rows(workspace):
             raise _not_applied(policy, FULL)
         record = Record(policy, pseudonyms.check if pseudonyms else None)
@@ -196,7 +197,7 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     vault = None
     with suppress(InputFileError):
         vault = open_vault(settings)
-    return Redactor(policy, pseudonyms, record.erased, vault, partial(read_ages_from, workspace))
+    return Redactor(policy, pseudonyms, record.erased, vault, now)
 
 
 def read_ages_from(workspace: Workspace) -> datetime:
@@ -204,18 +205,19 @@ def read_ages_from(workspace: Workspace) -> datetime:
 
     This machine's clock alone, which may be wrong, removes no rows. Before the first such run, nothing is old.
     """
-    try:
-        confirmed = datetime.fromisoformat(read_json(workspace.folder / AGES_FROM))
-    except (TypeError, ValueError):
-        return EPOCH
-    return min(datetime.now(UTC), confirmed + MAX_UNCONFIRMED)
+    return limit_unconfirmed(datetime.now(UTC), _read_confirmed_at(workspace))
 
 
-def save_ages_from(workspace: Workspace, policy: Policy, clock: Clock) -> None:
-    """Save the time for `read_ages_from` if the API has answered."""
-    confirmed = clock.earlier()
-    if confirmed is not None and (policy.text_days or policy.thread_days):
-        write_privately(workspace.folder / AGES_FROM, json.dumps(confirmed.isoformat()))
+def save_confirmed_at(workspace: Workspace, policy: Policy, clock: Clock) -> None:
+    """Save when the API last answered, if it has."""
+    if clock.confirmed_at is not None and (policy.text_days or policy.thread_days):
+        write_privately(workspace.folder / CONFIRMED, json.dumps(clock.confirmed_at.isoformat()))
+
+
+def _read_confirmed_at(workspace: Workspace) -> datetime | None:
+    with suppress(TypeError, ValueError):
+        return datetime.fromisoformat(read_json(workspace.folder / CONFIRMED))
+    return None
 
 
 def check_key(record: Record, pseudonyms: Pseudonymizer | None) -> None:

@@ -24,7 +24,7 @@ from msgbubbles_sync.destinations.attached import Attached
 from msgbubbles_sync.destinations.postgres import Postgres
 from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.policy.applied import AGES_FROM, Record
+from msgbubbles_sync.policy.applied import CONFIRMED, Record
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply, rewrite
 from msgbubbles_sync.privacy.retention import DONE, expire
@@ -211,7 +211,7 @@ def test_old_texts_and_chats_expire_once_a_day(workspace: Workspace) -> None:
         settings = replace(load_settings(), policy=Policy(**days))  # type: ignore[arg-type]
         return dict(expire(build_context(workspace, settings)))
 
-    write_privately(workspace.folder / AGES_FROM, json.dumps(datetime.now(UTC).isoformat()))
+    write_privately(workspace.folder / CONFIRMED, json.dumps(datetime.now(UTC).isoformat()))
     copy_messages_without_key(workspace)
     assert expired(text_days=10) == {"texts": 2}
     assert find(workspace, "canary before m1", "canary now m1", "canary now m4").keys() == {"canary now m4"}

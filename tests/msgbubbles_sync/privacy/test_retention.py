@@ -17,7 +17,7 @@ from msgbubbles.api_time import Clock
 from msgbubbles.policy import Policy
 from msgbubbles_sync import job
 from msgbubbles_sync.context import Limits
-from msgbubbles_sync.policy.applied import AGES_FROM, read_ages_from, save_ages_from
+from msgbubbles_sync.policy.applied import CONFIRMED, read_ages_from, save_confirmed_at
 from msgbubbles_sync.privacy.retention import DONE, expire
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
@@ -69,7 +69,7 @@ def answered(workspace: Workspace, ahead: timedelta) -> None:
     """Record a run in which the API answered, by whose clock it is this much later than by ours."""
     clock = Clock()
     clock.note_date(datetime.now(UTC) + ahead, datetime.now(UTC), is_success=True)
-    save_ages_from(workspace, Policy(text_days=10), clock)
+    save_confirmed_at(workspace, Policy(text_days=10), clock)
 
 
 def expired(workspace: Workspace, **days: int) -> dict[str, int]:
@@ -114,7 +114,7 @@ def test_old_texts_are_dropped_each_run_and_their_bytes_daily(workspace: Workspa
 def test_wrong_clock_removes_nothing(workspace: Workspace) -> None:
     answered(workspace, ahead=-timedelta(45))  # ours is ahead
     assert expired(workspace, thread_days=10, text_days=10) == {}
-    (workspace.folder / AGES_FROM).unlink()
+    (workspace.folder / CONFIRMED).unlink()
     assert expired(workspace, thread_days=10, text_days=10) == {}, "the API has not answered yet"
     answered(workspace, ahead=timedelta(300))  # the API's is ahead
     assert expired(workspace, thread_days=100, text_days=10) == {"texts": 1}

@@ -15,7 +15,7 @@ from helpers.hooks import load_all, workspace_in
 from msgbubbles.policy import PRESETS
 from msgbubbles.tables import CHATS
 from msgbubbles_sync.files import write_privately
-from msgbubbles_sync.policy.applied import AGES_FROM
+from msgbubbles_sync.policy.applied import CONFIRMED
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.tables import WEBHOOK_EVENTS, column_definitions
 from msgbubbles_sync.webhooks import load
@@ -120,7 +120,7 @@ def test_new_messages_and_chats_follow_the_policy(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__TEXT_DAYS", "1")
         monkeypatch.setenv("SOURCES__MSGBUBBLES__START_DATE", "2026-01-01")
     workspace = workspace_in(tmp_path)
-    write_privately(workspace.folder / AGES_FROM, json.dumps(datetime.now(UTC).isoformat()))
+    write_privately(workspace.folder / CONFIRMED, json.dumps(datetime.now(UTC).isoformat()))
     assert build_context(workspace).redactor.policy == load_settings(None).policy
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
