@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# The folder of the project, if this is not an installed package.
-_FOLDER = Path(__file__).parents[2]
+# The checkout that this module is in, unless the package is installed.
+CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
 WEBHOOKS = ("prometheus_client", "tomlkit")
 GROUPS = ("yaml",)
 USE_VENV = "use .venv/bin/python, which `make demo` sets up"
@@ -25,6 +26,5 @@ def missing_extra(error: ImportError) -> str | None:
 
 def install_command(extra: str) -> str:
     """Return the command that installs an extra, with the folder of the project if it is known."""
-    is_known = (_FOLDER / "pyproject.toml").is_file()
-    python, folder = (f"{sys.executable} -m ", _FOLDER) if is_known else ("", "/path/to/project")
+    python, folder = (f"{sys.executable} -m ", CHECKOUT) if IS_CHECKOUT else ("", "/path/to/project")
     return f"{python}pip install '{folder}[{extra}]'"

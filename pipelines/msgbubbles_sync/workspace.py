@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .errors import UsageError
+from .extras import CHECKOUT, IS_CHECKOUT
 from .files import follow_links, move_damaged, restore_access, write_privately
 
-# The project: the checkout that this module is in, or the working directory if the package is installed.
-CHECKOUT = Path(__file__).resolve().parents[2]
-IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
+# The project: the checkout, or the working directory if the package is installed.
 ROOT = CHECKOUT if IS_CHECKOUT else Path.cwd()
 ACCOUNT_VARIABLE = "MSGBUBBLES_ACCOUNT"
 PIPELINE = "msgbubbles"

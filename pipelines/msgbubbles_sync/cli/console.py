@@ -18,9 +18,9 @@ from rich.table import Table
 
 from msgbubbles.times import from_epoch_ms
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.extras import IS_CHECKOUT
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.text import format_count
-from msgbubbles_sync.workspace import IS_CHECKOUT
 
 if TYPE_CHECKING:
     from msgbubbles.source.run import Run

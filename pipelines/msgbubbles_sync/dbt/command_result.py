@@ -13,7 +13,6 @@ from msgbubbles_sync.files import write_privately
 from .build_result import get_details_path
 
 TIMED_OUT = "the statement took longer than [sync] statement_timeout_seconds"
-SERVER_TIMED_OUT = "canceling statement due to statement timeout"
 
 
 class CommandResult:
@@ -40,11 +39,10 @@ class CommandResult:
     @property
     def timed_out(self) -> list[str]:
         """The models and data tests that took too long."""
-        return [
-            failed.node.name
-            for failed in self.failed
-            if failed and any(words in str(failed.message) for words in (TIMED_OUT, SERVER_TIMED_OUT))
-        ]
+        return [failed.node.name for failed in self.failed if failed and self._has_timed_out(str(failed.message))]
+
+    def _has_timed_out(self, message: str) -> bool:
+        return TIMED_OUT in message or self._destination.is_timeout(message)
 
     @cached_property
     def reason(self) -> str | None:

@@ -24,8 +24,8 @@ from dbt.cli.main import cli, dbtRunner, dbtRunnerResult
 from dbt.contracts.graph.manifest import Manifest
 from dbt_common.exceptions import DbtRuntimeError
 
+from msgbubbles_sync.extras import IS_CHECKOUT
 from msgbubbles_sync.sql import limit_seconds
-from msgbubbles_sync.workspace import IS_CHECKOUT
 
 from .command_result import TIMED_OUT
 from .project import PROJECT, Names, compute_key

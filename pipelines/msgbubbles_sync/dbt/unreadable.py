@@ -186,7 +186,7 @@ def _search_files(project: Path) -> UnreadableFile | None:
         except (yaml.YAMLError, OSError) as error:
             mark = getattr(error, "problem_mark", None)
             return UnreadableFile(path.name, str(mark.line + 1) if mark else None, path.name not in NEEDED)
-    for folder in ("macros", "models", "tests", "seeds", "snapshots"):
+    for folder in READ_BY_DBT:
         for path in sorted((project / folder).rglob("*.*")):
             if path.is_dir():
                 continue

@@ -323,6 +323,9 @@ class Attached(Destination):
         if moved:
             raise UsageError(RENAMED.format(title=self.title, how=self._explain_move(moved)))
 
+    def is_timeout(self, message: str) -> bool:
+        return bool(server.TOO_LONG.search(message))
+
     @abstractmethod
     def _explain_move(self, schemas: Sequence[tuple[str, str]]) -> str:
         """Return how to rename schemas, as the beginning of a sentence."""

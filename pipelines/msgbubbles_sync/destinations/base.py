@@ -300,3 +300,7 @@ class Destination(ABC):
     def concerns_one_table(self, message: str) -> bool:
         """Return whether statements about other tables than that of an error may succeed."""
         return self.explain(message) is None
+
+    def is_timeout(self, _message: str) -> bool:
+        """Return whether an error message is of a statement that a server has ended for its time limit."""
+        return False
