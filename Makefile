@@ -18,7 +18,7 @@ export UV_SYSTEM_CERTS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo check lint types words unit test test-spark test-browser docs bench audit lock clean
+.PHONY: demo check lint types words unit test pytest test-spark test-browser docs bench audit lock clean
 
 demo: .venv/ready
 	@$(PY) pipelines/chats.py --sandbox --database demo.duckdb
@@ -26,8 +26,11 @@ demo: .venv/ready
 check: .venv/ready
 	@$(MAKE) --no-print-directory --jobs=2 types unit lint words
 
+# The types are checked beside the tests.
 test: .venv/ready
-	@$(MAKE) --no-print-directory lint types words
+	@$(MAKE) --no-print-directory --jobs=2 lint words types pytest
+
+pytest: .venv/ready
 	$(PY) -m pytest
 
 lint: .venv/ready

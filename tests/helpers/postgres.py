@@ -32,10 +32,16 @@ def _start(folder: Path) -> Any:
 
 
 def _execute(address: str, *statements: str) -> None:
-    with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
-        for statement in statements:
-            cursor.execute(statement)
+    try:
+        with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
+            connection.autocommit = True
+            for statement in statements:
+                cursor.execute(statement)
+    except psycopg2.OperationalError as error:
+        # If the server has ended, this says why. Its folder, which is in the address, goes with the last test.
+        log = Path(address.rpartition("=")[2], "log").read_text(errors="replace")
+        error.add_note(f"The end of the server's log:\n{log[-2000:]}")
+        raise
 
 
 @contextmanager
