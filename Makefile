@@ -26,7 +26,7 @@ demo: .venv/ready
 check: .venv/ready
 	@$(MAKE) --no-print-directory --jobs=2 types unit lint words
 
-# The types are checked beside the tests.
+# The types are checked during the tests.
 test: .venv/ready
 	@$(MAKE) --no-print-directory --jobs=2 lint words types pytest
 

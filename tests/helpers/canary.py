@@ -141,7 +141,7 @@ def find_words(
     wanted = {word: word.encode() for word in words}
     found: dict[str, list[str]] = {}
     # Other tests remove folders of the server meanwhile, which does not matter here.
-    folders = os.walk(folder)  # codespell:ignore walk
+    folders = os.walk(folder, followlinks=True)  # codespell:ignore walk
     for path in sorted(Path(parent, name) for parent, _, names in folders for name in names):
         name = str(path.relative_to(folder))
         if path.name in skip or re.search(skip_paths, name) or not path.is_file():

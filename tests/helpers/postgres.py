@@ -48,10 +48,15 @@ def _execute(address: str, *statements: str) -> None:
 def running(folder: Path) -> Iterator[str]:
     """Yield the address of a server with its data in a folder, as a URL for libpq and SQLAlchemy.
 
-    Processes that give the same folder share the server. The last one stops it and deletes the folder.
+    Processes that give the same folder share the server. The last one stops it and deletes the data.
+
+    The folder is a link. Each start of pytest closes the folders of all runs to other users, and root's server is of
+    another user: it would end when it next opens a file.
     """
     lock = FileLock(f"{folder}.lock")
     with lock:
+        if not folder.is_symlink():
+            folder.symlink_to(tempfile.mkdtemp(prefix="msgbubbles-postgres-"))
         server = _start(folder)
         # dlt wants a host; the folder of the socket comes before it.
         address = server.get_uri().replace("@/", "@localhost/")
@@ -62,6 +67,8 @@ def running(folder: Path) -> Iterator[str]:
     finally:
         with lock:
             server.cleanup()
+            if not folder.exists():
+                folder.unlink()
 
 
 @contextmanager
