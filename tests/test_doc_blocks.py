@@ -19,13 +19,13 @@ import duckdb
 import pytest
 import yaml
 
+from helpers.checkout import ROOT, copy_checkout
 from helpers.doc_blocks import Block, find_missing_line, read_blocks, split_console
 from helpers.process import inherited_environment, install_forks
 from helpers.served import serve_seeded
 from msgbubbles_sync.sandbox import Server
 from msgbubbles_sync.settings import load_settings
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
@@ -35,7 +35,6 @@ BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 LANGUAGES = {"console", "cron", "csv", "dockerfile", "ini", "mermaid", "python", "sh", "sql", "toml", "yaml"}
 CRON_LINE = re.compile(r"([\d*/,-]+ +){5}/path/to/project/\.venv/bin/python /path/to/project/pipelines/chats\.py ")
 BASH = shutil.which("bash") or "/bin/bash"
-COPIED = ("pipelines", "transforms", "notebooks", "examples", "dlt_config", "docs", "tests")
 
 
 @pytest.fixture
@@ -46,15 +45,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Return a copy of the project, as a user has it after `git clone`; `install_forks` is the set-up of `make`."""
-    folder = tmp_path / "project"
-    ignored = shutil.ignore_patterns("secrets.toml", "logs", "__marimo__")
-    for name in COPIED:
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
-    for path in ROOT.glob("*"):
-        if path.is_file() and path.suffix in (".md", ".toml", ".lock", ""):
-            shutil.copy2(path, folder)
-    return folder
+    """Return a copy of the project; `install_forks` is the set-up of `make`."""
+    return copy_checkout(tmp_path / "project")
 
 
 def environment(project: Path, server: Server) -> dict[str, str]:
