@@ -11,7 +11,8 @@ from helpers import faster_libraries, postgres, process
 from helpers.sizes import IS_NIGHTLY
 from msgbubbles_sync.cli.dispatch import GC_THRESHOLD
 
-faster_libraries.configure_duckdb()
+if faster_libraries.BY_DAY:
+    faster_libraries.configure_duckdb()
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
 settings.register_profile(
     "default", deadline=None, derandomize=not IS_NIGHTLY, suppress_health_check=[HealthCheck.too_slow]
@@ -27,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command
+    if not faster_libraries.BY_DAY:
+        return
     if "dlt" in sys.modules:
         faster_libraries.memoize_type_hints()
     if "dbt.cli.main" in sys.modules:

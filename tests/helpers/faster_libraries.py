@@ -1,6 +1,6 @@
 """Have libraries do less for each test: what they work out or read again and again, and our commands do not rely on.
 
-`fork_server` does this before it forks, and `conftest` for pytest's own process.
+`fork_server` does this before it forks, and `conftest` for pytest's own process. At night they work as installed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from jinja2.utils import missing
 
 # The events of a build that `dbt.runner` listens to.
 HEARD = ("NodeStart", "NodeFinished", "SQLQuery")
+BY_DAY = os.environ.get("NIGHTLY") != "1"
 
 
 def configure_duckdb() -> None:
     """Have DuckDB spend less time on small tables, in which commands that do not fork work as by default.
 
-    It loads extensions without checking their signatures: it hashes 40 to 90 MB for each connection. By day it has one
-    thread: with two, one waits for the other in a loop, and a load into a lake takes a quarter longer.
+    It loads extensions without checking their signatures: it hashes 40 to 90 MB for each connection. It has one thread:
+    with two, one waits for the other in a loop, and a load into a lake takes a quarter longer.
     """
     connect = duckdb.connect
-    faster = {"allow_unsigned_extensions": "true"}
-    if os.environ.get("NIGHTLY") != "1":
-        faster["threads"] = "1"
+    faster = {"allow_unsigned_extensions": "true", "threads": "1"}
 
     def connect_faster(
         database: str | Path = ":memory:", read_only: bool = False, config: dict[str, Any] | None = None

@@ -88,10 +88,11 @@ def preload() -> None:
     for name in LIBRARIES:
         _import(name)
     sys.meta_path.remove(hide_optional)
-    faster_libraries.memoize_type_hints()
-    faster_libraries.speed_up_dbt()
-    faster_libraries.read_files()
-    faster_libraries.configure_duckdb()
+    if faster_libraries.BY_DAY:
+        faster_libraries.memoize_type_hints()
+        faster_libraries.speed_up_dbt()
+        faster_libraries.read_files()
+        faster_libraries.configure_duckdb()
     importlib.import_module("dlt.common.configuration.plugins").manager()  # reads what each distribution declares
     duckdb.default_connection().close()  # it has threads, which a fork does not inherit
     _run_dbt()
