@@ -39,7 +39,7 @@ lint: .venv/ready
 	PYTHONPATH=pipelines .venv/bin/lint-imports --no-logo --no-cache
 
 types: .venv/ready
-	$(PY) -m mypy pipelines notebooks tests
+	$(PY) -m mypy
 
 unit: .venv/ready
 	$(PY) -m pytest --quiet --numprocesses=2 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync

@@ -24,8 +24,7 @@ sys.path[:0] = [str(ROOT / "pipelines"), str(ROOT / "benchmarks")]
 
 from measure import Usage, fresh_folder, own_command, own_environment, pages, used  # noqa: E402
 from msgbubbles.settings import DEFAULTS  # noqa: E402
-from msgbubbles.source import coverage as plan  # noqa: E402
-from msgbubbles.source.coverage import Coverage  # noqa: E402
+from msgbubbles.source.coverage import Coverage, plan_incremental, plan_refresh  # noqa: E402
 from msgbubbles.times import DAY_MS  # noqa: E402
 from msgbubbles_sync.sandbox import Account, NewMessage, Server, seed, serve  # noqa: E402
 
@@ -136,8 +135,15 @@ def growth() -> dict[str, Any]:
 def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
     """Build the marts, and return the seconds of each model and the total resource usage."""
     target = folder / "target"
-    command = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "run", "--target-path", target]
-    where = ["--project-dir", ROOT / "transforms", "--profiles-dir", ROOT / "transforms"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-c",
+        "from dbt.cli.main import cli; cli()",
+        "run",
+        "--target-path",
+        target,
+    ]
+    where: list[str | Path] = ["--project-dir", ROOT / "transforms", "--profiles-dir", ROOT / "transforms"]
     usage = used([*command, *where], folder, {"MSGBUBBLES_DUCKDB_PATH": str(work)})
     results = json.loads((target / "run_results.json").read_text())["results"]
     return {node["unique_id"].split(".")[-1]: round(node["execution_time"], 2) for node in results}, usage
@@ -154,9 +160,9 @@ def state() -> dict[str, Any]:
             began = time.process_time()
             if number % 1000 == 0:
                 Coverage(covered.intervals)  # as when it is read from the state; too slow to do every time
-            task = plan.incremental(covered, 0, lookback_ms)
-            refreshed = plan.refresh(covered, rules, 0, now_ms)
-            plan.backfill(covered, 0)
+            task = plan_incremental(covered, 0, lookback_ms)
+            refreshed = plan_refresh(covered, rules, 0, now_ms)
+            covered.gaps(0)
             slowest = max(slowest, time.process_time() - began)
             covered.add(task.lo_ms, now_ms, now_ms)
             if refreshed and refreshed.hi_ms:

@@ -92,7 +92,8 @@ def measure_size(folder: Path, messages: int) -> tuple[Cost, Cost, Cost]:
     load_messages(workspace, "1.0", STORED_CHATS, messages, is_new=False)
     whole = measure_transform(workspace, "off")
     increments = []
-    for number, data_tests in enumerate(("off", "publish"), 1):
+    modes: tuple[DataTests, ...] = ("off", "publish")
+    for number, data_tests in enumerate(modes, 1):
         # dbt records the statements in the first run, and tests all rows in the first one with tests.
         for step in range(3):
             load_messages(workspace, f"{number}.{step + 1}", CHANGED_CHATS, NEW_MESSAGES, is_new=True)

@@ -1,7 +1,7 @@
 """Measure how long a delivery takes until it is stored and answered, and until readers see it.
 
-    python benchmarks/webhooks.py answered --rate 400 --seconds 30
-    python benchmarks/webhooks.py published --every-minutes 5 --runs 3
+    python benchmarks/receive.py answered --rate 400 --seconds 30
+    python benchmarks/receive.py published --every-minutes 5 --runs 3
 
 Starts its own receiver, and for `published` the job on a simulated account, as a scheduler would. Latencies are
 measured from the time a delivery was due, so that a receiver that falls behind is visible.
