@@ -5,6 +5,7 @@ Makes up to seven requests.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -39,7 +40,7 @@ from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.text import format_count
-from msgbubbles_sync.workspace import Workspace
+from msgbubbles_sync.workspace import USABLE, Workspace
 
 from .local_state import LocalState
 
@@ -84,6 +85,7 @@ def _check_policy(context: Context) -> CheckResult:
 def check_destination(context: Context) -> CheckResult:
     workspace, destination = context.workspace, context.destination
     try:
+        workspace.make_folders()
         destination.probe()
         with TemporaryFile(dir=workspace.folder), TemporaryFile(dir=workspace.file.parent):
             pass
@@ -118,7 +120,7 @@ def _check_state(local: LocalState) -> CheckResult:
 
 
 def _check_disk(workspace: Workspace) -> CheckResult:
-    free = shutil.disk_usage(workspace.folder).free
+    free = shutil.disk_usage(workspace.folder if workspace.folder.exists() else workspace.file.parent).free
     # A run needs a copy of the database to publish it, and room for the rows that it loads.
     needed = max(2 * workspace.database.stat().st_size if workspace.database.exists() else 0, MIN_FREE_BYTES)
     what = f"{free / 1e9:.1f} GB free"
@@ -165,7 +167,9 @@ def _load_records(local: LocalState) -> list[RunRecord]:
     return []
 
 
-def _check_models(context: Context) -> CheckResult:
+def _check_models(context: Context) -> CheckResult | None:
+    if not os.access(context.workspace.dbt_folder, USABLE):  # the check of the destination reports it
+        return None
     try:
         compile_models(context.destination, context.settings)
     except TransformError as error:

@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from helpers.context import build_context, serve_to_this_process
+from helpers.permissions import obey_permissions
 from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted
 from msgbubbles.transport import Transport
@@ -40,6 +41,15 @@ def test_error_in_a_check_does_not_stop_the_others(tmp_path: Path) -> None:
         "halfway", "destination", "state", "disk", "lock", "last run", "failed reads", "privacy policy",
     ]  # fmt: skip
     assert "+14155550123" not in str(results)
+
+
+def test_folder_that_cannot_be_created_fails_one_check(tmp_path: Path) -> None:
+    context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
+    tmp_path.chmod(0o500)
+    checks = [check for check in list_checks(context, Client) if check[0] != "configuration"]  # type: ignore[arg-type]
+    results = obey_permissions(lambda: list(run_checks(checks, lambda error: explain_end(error, context).message)))
+    [failed] = [result for result in results if result.state == "failed"]
+    assert (failed.name, failed.what) == ("destination", f"{tmp_path / '.msgbubbles'}: Permission denied")
 
 
 def test_part_that_failed_in_the_last_run_is_reported(tmp_path: Path) -> None:
