@@ -93,6 +93,11 @@ def hold_lock(folder: Path, name: str = "job") -> Iterator[None]:
         lock.release()
 
 
+def is_any_held() -> bool:
+    """Return whether this process holds a lock, which others may wait for."""
+    return bool(_held)
+
+
 def record_progress(waiting_seconds: float = 0.0, progress: str = "", *, at_once: bool = False) -> None:
     """Record in the locks of this process that it makes progress, or that it is about to wait on purpose.
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,12 +27,22 @@ import pytest
 
 from helpers.damage import DAMAGE
 from helpers.job import CHATS, Job, Outcome
-from helpers.process import inherited_environment, run_process
+from helpers.process import Process, inherited_environment, run_process
 from helpers.warehouse_rows import differences
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
 
+# Runs a script that waits a moment for the reader of its output, and not as long as it may.
+IMPATIENT = """
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+from msgbubbles_sync.cli import output
+
+output.PATIENCE_SECONDS = 0.1
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 HANDLE = re.compile(r"\+\d{8,}|person\d+@")
 
 
@@ -243,6 +253,36 @@ def test_output_that_nobody_can_read_does_not_fail_a_run(new_job: NewJob) -> Non
         command = [sys.executable, str(CHATS), "--no-transform", "--database", str(job.database)]
         assert subprocess.run(command, env=environment, timeout=300, check=False, **streams).returncode == 0
         assert differences(job.database, job.server.truth()) == {}
+    os.close(writing)
+
+
+@pytest.mark.parametrize("command", [("sync", "--no-transform"), ("watch", "--every", "1")])
+def test_output_that_waits_for_a_reader_stops_no_run(new_job: NewJob, command: tuple[str, ...]) -> None:
+    job = new_job(chats=3, messages=10)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for text in (b"x" * 4096, b"x"):
+        with suppress(BlockingIOError):
+            while os.write(writing, text):
+                pass
+    os.set_blocking(writing, True)
+    process = Process(
+        [sys.executable, "-c", IMPATIENT, str(CHATS), *command, "--json", "--database", str(job.database)],
+        env=job.whole_environment(), stdout=writing, stderr=writing,
+    )  # fmt: skip
+    until = time.monotonic() + 300
+    try:
+        while command[0] == "watch" and len(job.ask("status")["runs"]) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        if command[0] == "watch":
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+    assert differences(job.database, job.server.truth()) == {}
+    os.close(reading)
     os.close(writing)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from msgbubbles_sync.outcome import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_LOCKED, EXIT_STOPPED, EXIT_USAGE
 from msgbubbles_sync.workspace import ACCOUNT_VARIABLE
 
+from .output import limit_waiting
+
 
 def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
     """Run this process's command for each account, and return the overall exit status.
@@ -22,6 +24,7 @@ def run_each(names: Sequence[str], *, quiet: bool, as_json: bool) -> int:
     A line with the account's name precedes its output; with `quiet` only if it reports an error. In JSON, each line
     names its account. Ctrl-C and SIGTERM are passed on, and no other account is started after them.
     """
+    limit_waiting()  # the processes wait for this one
     signals: list[int] = []
     started: list[subprocess.Popen[str]] = []
 

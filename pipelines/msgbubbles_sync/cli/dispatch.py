@@ -5,26 +5,23 @@ from __future__ import annotations
 import atexit
 import codecs
 import gc
-import io
 import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from importlib.abc import MetaPathFinder
-from pathlib import Path
 from typing import Any
 
 from msgbubbles_sync.extras import USE_VENV, missing_extra
+
+from .output import open_output, replace_symbols
 
 # New objects that start a garbage collection. With Python's 700, collecting takes a fifth of the CPU time of a quiet
 # run. A first load of 200,000 messages peaks 30 MB higher than with 700, and 280 MB higher without any collection.
 GC_THRESHOLD = 100_000
 EXIT_USAGE, EXIT_STOPPED = 2, 130  # as in `outcome`, which needs an extra to import
 MIN_PYTHON = (3, 11)
-# What an ASCII terminal shows in place of the symbols of progress and of `status`.
-ASCII_SYMBOLS = {"█": "#", "▓": "*", "▒": "+", "░": ":", "·": ".", "…": "...", "→": "->"}
 SUMMARIES = {
     "chats": "Keep a warehouse up to date with a MsgBubbles account.",
     "groups": "Plan and apply the groups that a table declares.",
@@ -64,8 +61,8 @@ def start(app: Callable[[], Any]) -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    codecs.register_error("symbols", _replace_symbols)
-    sys.stdout, sys.stderr = _Output.from_stream(sys.stdout), _Output.from_stream(sys.stderr)
+    codecs.register_error("symbols", replace_symbols)
+    sys.stdout, sys.stderr = open_output(sys.stdout), open_output(sys.stderr)
     sys.meta_path.insert(0, HideOptional())
     # Arrow's own allocators do not return freed memory: some 30 MB here.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -90,36 +87,6 @@ def _end_process(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that an encoding lacks: an error handler of `codecs`."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    return "".join(ASCII_SYMBOLS.get(character, "?") for character in text), error.end
-
-
-class _Output(io.TextIOWrapper):
-    """A standard stream that never fails.
-
-    A character that its encoding lacks is replaced, and output that nobody reads is dropped: the work continues.
-    """
-
-    @classmethod
-    def from_stream(cls, stream: Any) -> _Output:
-        if stream is None:
-            return cls(Path(os.devnull).open("wb"), encoding="utf-8")
-        return cls(stream.detach(), stream.encoding, "symbols", line_buffering=stream.line_buffering)
-
-    def write(self, text: str, /) -> int:
-        with suppress(OSError):
-            return super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            super().flush()
 
 
 class HideOptional(MetaPathFinder):

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from msgbubbles.version import VERSION
+from msgbubbles_sync.lock import is_any_held
 from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, DestinationName
 
 from .console import Reporter, name_as_called
+from .output import limit_waiting
 
 if TYPE_CHECKING:
     from msgbubbles_sync.context import Context
@@ -172,6 +174,8 @@ class Script:
 
     def _run(self, body: Callable[..., int], build_options: Callable[..., Options], **values: Any) -> NoReturn:
         from .session import run_command  # it imports DuckDB
+
+        limit_waiting(is_any_held)  # others wait for the lock
 
         shared = {name: values.pop(name, default) for name, (_, default) in OPTIONS.items()}
         reporter = Reporter(quiet=shared.pop("quiet"), as_json=shared.pop("as_json"))

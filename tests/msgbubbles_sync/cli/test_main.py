@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 import textwrap
@@ -41,17 +42,30 @@ def run_fork(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return run_process(list(command), timeout=60, capture_output=True, **options)
 
 
+START = "import sys\nfrom msgbubbles_sync.cli.dispatch import start\ndef app():\n{body}\nstart(app)"
+
+
 def run_program(body: str) -> subprocess.CompletedProcess[str]:
     """Run a program that `start` makes of the lines of `body`."""
-    program = (
-        f"import sys\nfrom msgbubbles_sync.cli.dispatch import start\ndef app():\n{textwrap.indent(body, '    ')}\n"
-    )
     return subprocess.run(
-        [sys.executable, "-c", program + "start(app)"],
+        [sys.executable, "-c", START.format(body=textwrap.indent(body, "    "))],
         env={**os.environ, "PYTHONPATH": str(PIPELINES)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
+WRITES = """
+from msgbubbles_sync.cli import output
+output.PATIENCE_SECONDS = 0.1
+{limit}
+def write():
+    for number in range(1000):
+        sys.stdout.write(f"{{number}} {{'x' * 100}}\\n")
+        sys.stdout.flush()
+write()
+sys.stderr.write("written\\n")
+sys.stdin.readline()
+sys.stdout.write(f"1000 {{'x' * 100}}\\n")
+"""
 ENDS = """
 import atexit, os, threading, time, types
 class Global:
@@ -209,6 +223,30 @@ def test_closed_pipe_ends_quietly(arguments: list[str]) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_reader_that_stops_gets_whole_lines_and_is_told_how_many_are_missing(is_limited: bool) -> None:
+    limit = "output.limit_waiting()" if is_limited else ""
+    with subprocess.Popen(
+        [sys.executable, "-c", START.format(body=textwrap.indent(WRITES.format(limit=limit), "    "))],
+        env={**os.environ, "PYTHONPATH": str(PIPELINES), "PYTHONUNBUFFERED": "1" if is_limited else ""}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        output = ""
+        if is_limited:
+            assert select.select([process.stderr], [], [], 60)[0]
+            assert process.stderr.readline().startswith("nobody reads the output")
+            assert process.stderr.readline() == "written\n"
+            output = os.read(process.stdout.fileno(), 1_000_000).decode()
+        rest, errors = process.communicate("go on\n", timeout=60)
+    lines = (output + rest).splitlines(keepends=True)
+    missing = int(re.findall(r"^(\d*) lines? of output left out|$", errors)[0] or 0)
+    assert (len(lines) + missing, missing > 0) == (1001, is_limited)
+    assert all(re.fullmatch(r"\d+ x{100}\n", line) for line in lines)
 
 
 def test_symbols_are_readable_on_an_ascii_terminal() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.output import limit_waiting
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
@@ -21,6 +22,7 @@ from msgbubbles_sync.webhooks.spool import spool_folder
 
 def run(session: Session, *, host: str | None, port: int | None, secrets_file: Path | None) -> int:
     """Receive events until a signal arrives."""
+    limit_waiting()  # a delivery waits for each line of the log
     workspace = session.context.workspace
     workspace.make_folders()
     refuse_newer(workspace.version, str(workspace.folder))

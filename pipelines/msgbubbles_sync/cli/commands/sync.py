@@ -8,6 +8,7 @@ from datetime import datetime
 from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import check_api_key, connect
 from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.output import limit_waiting
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.cli.sync_report import print_report
 from msgbubbles_sync.context import Limits
@@ -24,6 +25,7 @@ def run(
     session: Session, since: datetime | None, max_requests: int | None, *, accept_ties: bool, with_transform: bool
 ) -> int:
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
+    limit_waiting()  # also at the end: the next runs would leave processes that wait
     limits = Limits(since, max_requests, with_transform)
     prepare(session)
     with stopped_by_signals(limits.stop), connect(session) as connection:

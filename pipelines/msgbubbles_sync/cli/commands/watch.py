@@ -19,6 +19,7 @@ from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import connect
 from msgbubbles_sync.cli.console import Reporter
 from msgbubbles_sync.cli.main import Session
+from msgbubbles_sync.cli.output import limit_waiting
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.cli.sync_report import print_incomplete
 from msgbubbles_sync.context import Context, Limits
@@ -57,6 +58,7 @@ class _Stop(threading.Event):
 
 def run(session: Session, every_seconds: float, health_address: tuple[str, int] | None) -> int:
     """Run the job until a signal arrives, which is a success. Starts itself again when the configuration changes."""
+    limit_waiting()
     workspace, reporter = session.context.workspace, session.reporter
     stop, changes = _Stop(), Changes(workspace.account)
     observers: list[Callable[[Cycle], None]] = [lambda cycle: _print(cycle, reporter)]
