@@ -100,7 +100,9 @@ def test_blocks_run_in_order_and_print_what_is_documented(project: Path, server:
                     assert missing is None, f"{block}: {command.text}\nnot printed: {missing}\nprinted:\n{printed}"
             elif block.language == "sh":
                 run(block, [BASH, "-ec", block.body], project, variables, forks)
-            elif block.language == "python":
+            elif (
+                block.language == "python" and "msgbubbles_source" not in block.body
+            ):  # packaging/test_wheel.py runs it
                 body = block.body.replace('connect("sk_live_...")', f'connect("{server.key}", "{server.url}")')
                 run(block, [sys.executable, "-c", body], project, python, forks)
             elif block.language == "sql":

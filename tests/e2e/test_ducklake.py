@@ -79,7 +79,7 @@ def change_tables(workspace: Workspace) -> list[str]:
 
 
 def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: dict[str, str]) -> None:
-    job = new_job(chats=130, messages=900)
+    job = new_job(chats=40, messages=300)
     job.environment = lake | {"SOURCES__MSGBUBBLES__REFRESH_CHATS": '[{"every_hours": 0.0001}]'}
     workspace = Workspace.from_path(job.database, "ducklake")
     create_bookkeeping_of_earlier_release(workspace)
@@ -104,7 +104,7 @@ def test_lake_holds_the_rows_of_the_account_while_read(new_job: NewJob, lake: di
             with build_destination(workspace).open_reader() as connection:
                 for _ in range(READS_OF_A_CONNECTION):
                     [(messages, threads)] = connection.execute(COUNTS).fetchall()
-                    assert messages >= 900
+                    assert messages >= 300
                     assert threads > 0
                     reads[0] += 1
                     done.wait(pick_size(2, nightly=1) / 2)
