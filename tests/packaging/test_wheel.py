@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ensurepip
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.process import inherited_environment
+from helpers.process import inherited_environment, run_process
 from helpers.served import serve_seeded
 from helpers.sizes import IS_NIGHTLY
 from msgbubbles_sync.sandbox import Server
@@ -231,11 +230,10 @@ def test_application_has_what_its_extras_ask_for(new_environment: Callable[..., 
 @pytest.mark.parametrize("command", ["chats", "groups", "webhooks"])
 def test_installed_command_is_the_script(new_environment: Callable[..., Environment], command: str) -> None:
     printed = new_environment("sync").call("msgbubbles", command, "--help", COLUMNS="100").stdout
-    script = subprocess.run(
+    script = run_process(
         [sys.executable, str(ROOT / "pipelines" / f"{command}.py"), "--help"],
-        env={**os.environ, "COLUMNS": "100"},
+        env={**inherited_environment(), "COLUMNS": "100"},
         capture_output=True,
-        text=True,
         check=True,
     ).stdout
     named = re.sub(r"(?:python pipelines/)?\b(chats|groups|webhooks)\.py\b", r"msgbubbles \1", script)

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.sizes import pick_size
 from msgbubbles.times import parse_time
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES, Event, drop_duplicates, parse_event
 from msgbubbles_sync.webhooks.spool import Delivery
@@ -220,6 +221,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.slow
+@settings(max_examples=pick_size(40, nightly=1000))
 @given(st.dictionaries(names, json_values, max_size=8), st.sampled_from(KNOWN_TYPES))
 def test_any_payload_can_be_parsed(payload: dict[str, Any], event_type: str) -> None:
     found = event(payload | {"type": event_type})
