@@ -26,7 +26,7 @@ Rows = list[tuple[Any, ...]]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres.running(tmp_path_factory.mktemp("server")) as found:
+    with postgres.running(tmp_path_factory.mktemp("postgres") / "server") as found:
         yield found
 
 
