@@ -26,7 +26,7 @@ from . import server
 from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import COLUMNS, Repair, find_repairs, has_lost_columns, has_own_rows
-from .scratch import open_scratch, select_for
+from .scratch import open_scratch
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
 
 # A view that holds a digest of the queries of the views of all accounts.
@@ -174,12 +174,12 @@ class Attached(Destination):
                 with transaction(connection):
                     for name in list_tables(connection, f"scratch.{DATASET}"):
                         path = f"{self.write_schema}.{quote_name(name)}"
+                        rows = f"FROM scratch.{DATASET}.{quote_name(name)}"
                         if name in names:
-                            rows = select_for(connection, "warehouse", self.dataset, name)
                             self._empty_table(connection, self.dataset, name)
                             connection.execute(f"INSERT INTO {path} BY NAME {rows}")
                         else:
-                            connection.execute(f"CREATE TABLE {path} AS FROM scratch.{DATASET}.{quote_name(name)}")
+                            connection.execute(f"CREATE TABLE {path} AS {rows}")
                     self._drop_replaced(connection)
                     staging = self.name_schema("msgbubbles_staging")
                     for name in _list_own_tables(connection, staging):

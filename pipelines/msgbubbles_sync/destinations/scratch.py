@@ -17,8 +17,6 @@ from msgbubbles_sync.tables import TABLES
 from msgbubbles_sync.workspace import DATASET
 
 FILE = "rewriting.duckdb"
-COLUMNS = """SELECT column_name, data_type FROM duckdb_columns()
-WHERE (database_name, schema_name, table_name) = (?, ?, ?) ORDER BY column_index"""
 
 
 @contextmanager
@@ -54,13 +52,6 @@ def _with_json(name: str, query: str) -> str:
     declared = [column.name for column in TABLES[name].columns if column.type == "json"] if name in TABLES else []
     replaced = ", ".join(f"CAST({column} AS JSON) AS {column}" for column in declared)
     return f"SELECT * REPLACE ({replaced}) FROM ({query})" if declared else query  # noqa: S608
-
-
-def select_for(connection: duckdb.DuckDBPyConnection, database: str, schema: str, table: str) -> str:
-    """Return a query of the copy of a table, with the types that a table of a destination has."""
-    columns = connection.execute(COLUMNS, [database, schema, table]).fetchall()
-    listed = ", ".join(f"CAST({quote_name(name)} AS {kind}) AS {quote_name(name)}" for name, kind in columns)
-    return f"SELECT {listed} FROM scratch.{DATASET}.{quote_name(table)}"  # noqa: S608
 
 
 def _remove_file(folder: Path) -> None:
