@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import dlt
     import dlt.common.json as dlt_json
+    import dlt.common.libs.sql_alchemy_compat as sql_alchemy
     import dlt.common.schema as dlt_schema
     from dlt.common import exceptions as common_exceptions
     from dlt.common import versioned_state
@@ -23,11 +24,12 @@ else:
     dlt_json = LazyModule("dlt.common.json")
     dlt_schema = LazyModule("dlt.common.schema")
     pipeline_exceptions = LazyModule("dlt.pipeline.exceptions")
+    sql_alchemy = LazyModule("dlt.common.libs.sql_alchemy_compat")
     sql_client = LazyModule("dlt.destinations.sql_client")
     state_sync = LazyModule("dlt.pipeline.state_sync")
     versioned_state = LazyModule("dlt.common.versioned_state")
 
 __all__ = [
-    "common_exceptions", "destination_exceptions", "dlt", "dlt_json", "dlt_schema", "pipeline_exceptions", "sql_client",
-    "state_sync", "versioned_state",
+    "common_exceptions", "destination_exceptions", "dlt", "dlt_json", "dlt_schema", "pipeline_exceptions",
+    "sql_alchemy", "sql_client", "state_sync", "versioned_state",
 ]  # fmt: skip

@@ -71,7 +71,10 @@ class Destination(ABC):
 
     @abstractmethod
     def build_dlt_destination(self) -> Any:
-        """Build the destination for dlt. Raises `UsageError`."""
+        """Build the destination for dlt, which is imported here: it reads its configuration then. Raises `UsageError`.
+
+        So `Workspace.configure_dlt` has to run first.
+        """
 
     @abstractmethod
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:

@@ -70,7 +70,6 @@ class DuckDBFile(Destination):
         self._connections, self._stays_open = ExitStack(), False
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from dlt.destinations.impl.duckdb import configuration, factory
 
         return factory.duckdb(configuration.DuckDbCredentials(str(self.workspace.work), global_config=self.options()))

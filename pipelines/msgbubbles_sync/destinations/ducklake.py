@@ -67,7 +67,6 @@ class DuckLake(Attached):
         return lake.build_dlt_destination({"extension_directory": str(self._link_extensions(lake.bucket))})
 
     def _read_lake(self) -> Lake:
-        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from .ducklake_dlt import read_lake
 
         return read_lake(self._settings)

@@ -25,8 +25,7 @@ from msgbubbles_sync.settings import SyncSettings
 
 from .bucket import Bucket
 from .ducklake import NO_LAKE
-from .libpq import format_dsn
-from .libpq_config import fill_credentials, read_parameters
+from .libpq import fill_credentials, format_dsn, read_parameters
 
 SECTION = "destination.ducklake.credentials"
 NO_KEY = """it has no usable credentials for the bucket, under [destination.ducklake.credentials.storage.credentials]

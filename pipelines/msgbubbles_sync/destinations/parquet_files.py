@@ -25,6 +25,7 @@ import duckdb
 import msgspec
 from filelock import FileLock
 
+from msgbubbles.source.lazy_dlt import dlt
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import move_damaged, remove, set_umask_like
 from msgbubbles_sync.lock import hold_lock
@@ -93,7 +94,6 @@ class ParquetFiles(Destination):
     title = "filesystem"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from .parquet_dlt import build_table_files
 
         return build_table_files(self._folder)
@@ -103,8 +103,6 @@ class ParquetFiles(Destination):
 
     @property
     def _folder(self) -> Path:
-        import dlt  # see above
-
         path: Any = dlt.secrets.get("destination.filesystem.bucket_url")
         if not isinstance(path, str) or not path:
             raise UsageError(NO_FOLDER.format(why="it has no folder"))

@@ -16,7 +16,7 @@ from msgbubbles_sync.tables import SQL_TYPES, TABLES
 from . import server
 from .attached import Attached
 from .comments import build_statements, list_descriptions
-from .libpq import build_environment
+from .libpq import build_environment, read_parameters
 from .loaded_tables import COLUMNS, Repair, find_repairs
 from .postgres_marts import copy_marts, find_refused, read_relations, read_stored_comments
 from .union_accounts import Key
@@ -56,7 +56,6 @@ class Postgres(Attached):
     _rename = "put {prefix} before the names of the schemas msgbubbles, msgbubbles_staging, staging, marts_build, marts"
 
     def build_dlt_destination(self) -> Any:
-        # Importing dlt reads its configuration, so `Workspace.configure_dlt` has to run first.
         from .postgres_dlt import build_postgres
 
         return build_postgres(self._read_parameters())
@@ -166,8 +165,6 @@ class Postgres(Attached):
             server.execute(connection, *statements)
 
     def _read_parameters(self) -> dict[str, str]:
-        from .libpq_config import read_parameters  # see above
-
         parameters = read_parameters("destination.postgres.credentials", self._settings)
         if parameters is None:
             raise UsageError(NO_ADDRESS)

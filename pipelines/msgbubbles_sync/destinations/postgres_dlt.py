@@ -14,8 +14,7 @@ from dlt.destinations import postgres
 from dlt.destinations.impl.postgres.configuration import PostgresCredentials
 from dlt.destinations.impl.postgres.postgres import PostgresClient, PostgresCsvCopyJob
 
-from .libpq import format_dsn
-from .libpq_config import fill_credentials
+from .libpq import fill_credentials, format_dsn
 
 
 class Server(postgres):

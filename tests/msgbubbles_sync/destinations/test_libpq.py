@@ -24,7 +24,7 @@ from helpers.postgres import new_database
 from msgbubbles_sync.cli import chats
 from msgbubbles_sync.dbt.project import PROJECT
 from msgbubbles_sync.dbt.runner import transform
-from msgbubbles_sync.destinations.libpq_config import read_parameters
+from msgbubbles_sync.destinations.libpq import read_parameters
 from msgbubbles_sync.destinations.load import build_pipeline
 from msgbubbles_sync.destinations.server import explain, find_reason
 from msgbubbles_sync.errors import TransformError, UsageError
