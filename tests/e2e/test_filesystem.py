@@ -21,7 +21,7 @@ from helpers.job import CHATS, Job
 from helpers.lake import CONTACT, change, list_contacts
 from helpers.sizes import nightly, pick_size
 from helpers.warehouse_rows import differences_of, select_rows
-from msgbubbles_sync.destinations import parquet_files, parquet_merge
+from msgbubbles_sync.destinations import parquet_files, parquet_tables
 from msgbubbles_sync.sandbox import NewMessage
 from msgbubbles_sync.workspace import Workspace
 
@@ -177,7 +177,7 @@ def test_files_are_compacted_while_somebody_reads(
     folder = files / "msgbubbles" / "messages"
     before = set(folder.glob("*.parquet"))
     assert len(before) == 3
-    monkeypatch.setattr(parquet_merge, "MAX_FILES", 2)
+    monkeypatch.setattr(parquet_tables, "MAX_FILES", 2)
     destination = build_destination(Workspace.from_path(job.database, "filesystem"))
     with duckdb.connect(str(files / "warehouse.duckdb"), read_only=True) as reader:
         for seconds, stay in ((3600, True), (3600, True), (0, False)):

@@ -37,7 +37,6 @@ from .base import Destination
 from .comments import list_descriptions, write_comments
 from .compaction import STATES
 from .duckdb_file import open_published
-from .parquet_merge import merge_small_files
 from .parquet_rewrite import (
     find_damaged,
     finish_replacing,
@@ -45,7 +44,7 @@ from .parquet_rewrite import (
     read_state_version,
     replace_files,
 )
-from .parquet_tables import read_tables, select_all, write_json
+from .parquet_tables import merge_small_files, read_tables, select_all, write_json
 from .publish import new_copy, replace_database
 from .scratch import open_scratch
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, ReaderTable, build_union

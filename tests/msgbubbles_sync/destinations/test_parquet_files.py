@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from helpers.canary import find_words
-from msgbubbles_sync.destinations import parquet_dlt, parquet_files, parquet_merge, parquet_rewrite
+from msgbubbles_sync.destinations import parquet_dlt, parquet_files, parquet_rewrite, parquet_tables
 from msgbubbles_sync.destinations.parquet_dlt import build_table_files
 from msgbubbles_sync.destinations.parquet_files import STAGING, ParquetFiles
 from msgbubbles_sync.destinations.parquet_tables import KeyedTable, read_tables, write_json
@@ -283,8 +283,8 @@ def test_only_small_files_are_compacted_and_readers_see_each_row_once(
     folder = files / "msgbubbles" / "things"
     folder.mkdir(parents=True)
     write_json(files / "msgbubbles" / "_tables.json", {"things": KeyedTable(("id",))})
-    monkeypatch.setattr(parquet_merge, "MAX_FILES", 4)
-    monkeypatch.setattr(parquet_merge, "SMALL_BYTES", 0)
+    monkeypatch.setattr(parquet_tables, "MAX_FILES", 4)
+    monkeypatch.setattr(parquet_tables, "SMALL_BYTES", 0)
 
     def write(name: str, first: int, rows: int, load_id: int) -> None:
         columns = f"{first} + range AS id, {load_id} AS value, '{load_id}' AS _dlt_load_id, now() AS _fetched_at"
