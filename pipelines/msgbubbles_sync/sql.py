@@ -24,15 +24,21 @@ def quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def read_columns(connection: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], list[str]]:
+    """Return the columns of each table and view of a database, by schema and name. It is the current one if empty."""
+    rows = connection.execute(
+        "SELECT schema_name, table_name, list(column_name ORDER BY column_index) FROM duckdb_columns() "
+        "WHERE database_name = coalesce(nullif(?, ''), current_database()) GROUP BY 1, 2 ORDER BY 1, 2",
+        [database],
+    )
+    return {(schema, table): columns for schema, table, columns in rows.fetchall()}
+
+
 def list_columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, list[str]]:
     """Return the columns of each table and view of a schema. `schema` may begin with the name of its database."""
     database, _, name = schema.rpartition(".")
-    rows = connection.execute(
-        "SELECT table_name, list(column_name ORDER BY column_index) FROM duckdb_columns() "
-        "WHERE database_name = coalesce(nullif(?, ''), current_database()) AND schema_name = ? GROUP BY 1 ORDER BY 1",
-        [database, name],
-    )
-    return dict(rows.fetchall())
+    stored = read_columns(connection, database)
+    return {table: columns for (of_schema, table), columns in stored.items() if of_schema == name}
 
 
 def list_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> list[str]:

@@ -17,7 +17,7 @@ from helpers.hooks import spool, typing
 from helpers.job import Job
 from helpers.lake import query
 from helpers.sizes import nightly
-from msgbubbles_sync.destinations.union_accounts import read_columns
+from msgbubbles_sync.sql import read_columns
 from msgbubbles_sync.workspace import Workspace
 
 NewJob = Callable[..., Job]

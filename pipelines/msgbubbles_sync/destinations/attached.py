@@ -18,7 +18,7 @@ from tenacity import TryAgain, retry, retry_if_exception, stop_after_attempt, wa
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.files import read_json, write_privately
 from msgbubbles_sync.settings import ACCOUNT_NAME, SyncSettings
-from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name, transaction
+from msgbubbles_sync.sql import fetch_rows, list_tables, quote_literal, quote_name, read_columns, transaction
 from msgbubbles_sync.tables import REPLACED_NAME, TABLES
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
@@ -27,7 +27,7 @@ from .base import HELD_TABLES, Destination
 from .compaction import drop_old_states
 from .loaded_tables import COLUMNS, Repair, find_repairs, has_lost_columns, has_own_rows
 from .scratch import open_scratch
-from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union, read_columns
+from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union
 
 # A view that holds a digest of the queries of the views of all accounts.
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
@@ -209,8 +209,7 @@ class Attached(Destination):
             if is_own:
                 drop_old_states(connection, self.write_schema)
             repairs = self._find_repairs(connection) if is_own else []
-            tables = {table: columns for (schema, table), columns in stored.items() if schema == self.dataset}
-            has_lost_rows = has_lost_columns(connection, self.write_schema, tables)
+            has_lost_rows = has_lost_columns(connection, self.write_schema)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in shown
         if self.prefix and shown and not shows_accounts:

@@ -190,10 +190,7 @@ class DuckDBFile(Destination):
     def _repair_tables(self) -> None:
         with self.open_writer() as connection:
             columns = connection.execute(COLUMNS.format(schema=DATASET)).fetchall()
-            tables: dict[str, list[str]] = {}
-            for table, column, *_ in columns:
-                tables.setdefault(table, []).append(column)
-            has_lost_rows = has_lost_columns(connection, DATASET, tables)
+            has_lost_rows = has_lost_columns(connection, DATASET)
             self._undo_changes(connection, find_repairs(columns, DATASET), has_lost_rows=has_lost_rows)
 
     def _check_accounts(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import duckdb
 
 from msgbubbles.tables import PARTICIPANT_LISTS, ColumnType
-from msgbubbles_sync.sql import fetch_rows, quote_name
+from msgbubbles_sync.sql import fetch_rows, list_columns, quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, REPLACED, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
 
@@ -163,11 +163,9 @@ def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
     )
 
 
-def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str, stored: Mapping[str, Collection[str]]) -> bool:
-    """Return whether somebody has removed or renamed a loaded table, or a column of one.
-
-    `stored` are the columns of the schema `path`, by table.
-    """
+def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
+    """Return whether somebody has removed or renamed a loaded table of the schema `path`, or a column of one."""
+    stored = list_columns(connection, path)
     with suppress(duckdb.CatalogException, duckdb.BinderException, ValueError, KeyError):
         row = connection.execute(STORED_SCHEMA.format(schema=path), [PIPELINE]).fetchone()
         created = json.loads(row[0])["tables"] if row else {}

@@ -14,7 +14,7 @@ import duckdb
 import msgspec
 
 from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_privately
-from msgbubbles_sync.sql import quote_literal, quote_name
+from msgbubbles_sync.sql import quote_literal, quote_name, read_columns
 
 from .comments import Comments, read_comments, write_comments
 from .publish import Options, has_foreign_log, new_copy, read_mark, replace_database
@@ -27,8 +27,6 @@ ACCOUNTS = ("msgbubbles", "accounts")
 OWN_TABLES = re.compile(r"_dlt|_account|_version$|privacy$")
 # The name of the attached old combined file; no account can have this name.
 BEFORE = "shown before"
-COLUMNS = """SELECT schema_name, table_name, column_name FROM duckdb_columns()
-WHERE database_name = ? ORDER BY schema_name, table_name, column_index"""
 ONE_ACCOUNT = """{where} holds one account, which has no name. To continue it as account {account}:
 
   {how}
@@ -83,14 +81,6 @@ def build_union(
         tables[key] = ReaderTable(["account", *names], " UNION ALL ".join(parts))
     accounts = " UNION ALL ".join(f"SELECT {quote_literal(account)} AS account" for account in sorted(columns))
     return tables | {ACCOUNTS: ReaderTable(["account"], accounts)}
-
-
-def read_columns(connection: duckdb.DuckDBPyConnection, database: str) -> dict[Key, list[str]]:
-    """Return the columns of each table and view of an attached database."""
-    columns: dict[Key, list[str]] = {}
-    for schema, table, column in connection.execute(COLUMNS, [database]).fetchall():
-        columns.setdefault((schema, table), []).append(column)
-    return columns
 
 
 def shows_accounts(database: Path) -> bool | None:
