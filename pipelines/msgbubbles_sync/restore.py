@@ -31,9 +31,11 @@ from .errors import UsageError
 from .files import move_damaged, read_json, remove, write_privately
 from .workspace import Workspace
 
+# The marks of the work database and of dlt's files after the last run.
+WORK_MARK, DLT_MARKS = "work.json", "dlt.json"
 # Files of the workspace. A folder with one of these names would keep every run from finishing.
-FILES = ("version", "runs.jsonl", "published.json", "work.json", "dlt.json", "loaded_with", "schemas.json",
-         "compacted", "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build",
+FILES = ("version", "runs.jsonl", "published.json", WORK_MARK, DLT_MARKS, "loaded_with", "schemas.json", "compacted",
+         "whole_until", "last_error.txt", "dbt/built_with", "dbt/data_tests.json", "dbt/build",
          "dbt/plan.json")  # fmt: skip
 # Errors that reading a damaged file raises.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile,
@@ -66,7 +68,7 @@ def restore(destination: Destination, say: Callable[[str], None]) -> None:
         workspace.set_done("lost_files")
     if (workspace.folder / privacy.FILE).exists() and (restored := privacy.restore_record(destination)):
         say(restored)
-    if read_json(_dlt_marks_file(workspace)) == _read_dlt_marks(workspace):
+    if read_json(workspace.folder / DLT_MARKS) == _read_dlt_marks(workspace):
         return
     for folder in sorted(workspace.dlt_folder.iterdir()):
         if ".damaged-" not in folder.name and _is_damaged_pipeline(folder):
@@ -83,20 +85,12 @@ def tidy(workspace: Workspace) -> None:
         remove(path)
     record_dlt_marks(workspace)
     if workspace.destination == "duckdb":
-        write_privately(_mark_file(workspace), json.dumps(read_mark(workspace.work)))
+        write_privately(workspace.folder / WORK_MARK, json.dumps(read_mark(workspace.work)))
 
 
 def record_dlt_marks(workspace: Workspace) -> None:
     """Record the marks of dlt's files, which it takes dlt to check."""
-    write_privately(_dlt_marks_file(workspace), json.dumps(_read_dlt_marks(workspace)))
-
-
-def _mark_file(workspace: Workspace) -> Path:
-    return workspace.folder / "work.json"
-
-
-def _dlt_marks_file(workspace: Workspace) -> Path:
-    return workspace.folder / "dlt.json"
+    write_privately(workspace.folder / DLT_MARKS, json.dumps(_read_dlt_marks(workspace)))
 
 
 def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def _read_dlt_marks(workspace: Workspace) -> dict[str, Any]:
 def _restore_database(destination: DuckDBFile, say: Callable[[str], None]) -> None:
     workspace = destination.workspace
     work, log = workspace.work, workspace.work.with_name(f"{workspace.work.name}.wal")
-    is_unchanged = read_json(_mark_file(workspace)) == read_mark(work) and not log.exists()
+    is_unchanged = read_json(workspace.folder / WORK_MARK) == read_mark(work) and not log.exists()
     if not work.exists() or is_unchanged or not is_damaged(work, destination.options()):
         return
     for path in (work, log):
