@@ -35,7 +35,7 @@ from msgbubbles.policy import FULL, PRESETS, Policy, parse_policy
 from msgbubbles.settings import MIN_BATCH_PAGES, RefreshRules, SourceSettings, convert, list_settings
 
 from .errors import UsageError
-from .service_levels import BusinessHours, Schedule, ServiceLevels, TimeZone, list_schedules
+from .service_levels import BusinessHours, ServiceLevels, TimeZone
 from .workspace import configuration_folder
 
 ACCOUNT_NAME = re.compile(r"[a-z](?:_?[a-z0-9])*")
@@ -107,10 +107,6 @@ class TransformSettings(msgspec.Struct, frozen=True, kw_only=True):
     full_tests_hours: Annotated[float, Meta(ge=0)] = 24.0
     planned_runs: bool = True
     spark: SparkSettings = {}
-
-    def list_schedules(self) -> list[Schedule]:
-        """Return the business hours of all numbers, then those of single numbers."""
-        return list_schedules(self.business_hours, self.time_zone)
 
 
 class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):

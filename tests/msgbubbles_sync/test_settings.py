@@ -23,6 +23,7 @@ from msgbubbles_sync.cli.connection import check_api_key
 from msgbubbles_sync.cli.main import Options
 from msgbubbles_sync.cli.session import choose_workspace
 from msgbubbles_sync.errors import UsageError
+from msgbubbles_sync.service_levels import list_schedules
 
 
 @pytest.fixture(autouse=True)
@@ -409,7 +410,8 @@ def test_numbers_inherit_the_business_hours_they_do_not_set() -> None:
     )
     openings = [(1, 0, 120), (1, 540, 1050), (6, 540, 1050), (7, 540, 1050), (7, 1320, 1440)]
     christmas = (date(2026, 12, 25),)
-    assert settings.load_settings().transforms.list_schedules() == [
+    transforms = settings.load_settings().transforms
+    assert list_schedules(transforms.business_hours, transforms.time_zone) == [
         (None, "Europe/Berlin", openings, christmas),
         ("+14155550100", "UTC", openings, christmas),
         ("+2", "Europe/Berlin", openings, ()),

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from msgbubbles_sync.service_levels import list_schedules
 from msgbubbles_sync.settings import Settings
 
 # In a checkout this is a link to the folder of that name at the top.
@@ -48,13 +49,15 @@ def compute_digest(paths: Iterable[Path], folder: Path, *settings: str) -> hashl
 
 def build_variables(settings: Settings) -> dict[str, object]:
     """Build dbt's variables from the settings. If one of them changes, the marts are built from scratch."""
+    transforms = settings.transforms
+    schedules = list_schedules(transforms.business_hours, transforms.time_zone)
     return {
-        "time_zone": settings.transforms.time_zone,
+        "time_zone": transforms.time_zone,
         "lookback_seconds": settings.source.lookback_seconds,
-        "close_after_days": settings.transforms.close_after_days,
-        "session_gap_hours": settings.transforms.session_gap_hours,
-        "business_hours": [schedule.to_variable() for schedule in settings.transforms.list_schedules()],
-        "sla_targets": [target.to_variable() for target in settings.transforms.sla.targets],
+        "close_after_days": transforms.close_after_days,
+        "session_gap_hours": transforms.session_gap_hours,
+        "business_hours": [schedule.to_variable() for schedule in schedules],
+        "sla_targets": [target.to_variable() for target in transforms.sla.targets],
     }
 
 
