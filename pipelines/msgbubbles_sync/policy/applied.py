@@ -138,13 +138,13 @@ def open_vault(settings: Settings) -> Vault | None:
     return Vault(settings.vault) if settings.vault and settings.policy.redacts else None
 
 
-def read_policy(settings: Settings) -> tuple[Policy, Pseudonymizer | None]:
-    """Return the configured policy, and what makes pseudonyms with its key; null without a key.
+def build_pseudonymizer(settings: Settings) -> Pseudonymizer | None:
+    """Build what makes pseudonyms with the configured key; null without a key.
 
     Raises `ConfigurationError` if the policy needs a key, or the key could be guessed.
     """
     key = settings.privacy_key
-    return settings.policy, Pseudonymizer.from_key(key) if key or settings.policy.redacts else None
+    return Pseudonymizer.from_key(key) if key or settings.policy.redacts else None
 
 
 def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
@@ -152,7 +152,7 @@ def look_up(names: Iterable[str], settings: Settings) -> dict[str, str | None]:
 
     Raises `UsageError` without a key, and for a pseudonym without a vault.
     """
-    vault, (_, pseudonyms) = open_vault(settings), read_policy(settings)
+    vault, pseudonyms = open_vault(settings), build_pseudonymizer(settings)
     if pseudonyms is None:
         raise UsageError(f"[{SECTION}] has no key, so there are no pseudonyms; set key in dlt_config/secrets.toml")
     answers: dict[str, str | None] = {}
@@ -176,7 +176,7 @@ def build_redactor(workspace: Workspace, settings: Settings) -> Redactor:
     A vault that cannot be used is left out; `open_vault` says why. Raises `UsageError` if the stored rows were loaded
     under another policy, or with another key.
     """
-    policy, pseudonyms = read_policy(settings)
+    policy, pseudonyms = settings.policy, build_pseudonymizer(settings)
     confirmed_at = _read_confirmed_at(workspace)
 
     def now() -> datetime:

@@ -28,9 +28,9 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import (
     Record,
+    build_pseudonymizer,
     build_redactor,
     read_own_numbers,
-    read_policy,
     restore_record,
     store_copy,
 )
@@ -84,7 +84,7 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
     own numbers, and without a key.
     """
     workspace = context.workspace
-    _, pseudonyms = read_policy(context.settings)
+    pseudonyms = build_pseudonymizer(context.settings)
     if pseudonyms is None:
         try:
             pseudonyms = Pseudonymizer.from_key(None)

@@ -23,10 +23,10 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.groups.load import load_ledger
 from msgbubbles_sync.policy.applied import (
     Record,
+    build_pseudonymizer,
     build_redactor,
     check_key,
     check_stricter,
-    read_policy,
     restore_record,
 )
 from msgbubbles_sync.sql import quote_name
@@ -44,7 +44,7 @@ def apply(context: Context) -> Counter[str]:
     looser than the warehouse's, or the key is another.
     """
     workspace = context.workspace
-    policy, pseudonyms = read_policy(context.settings)
+    policy, pseudonyms = context.settings.policy, build_pseudonymizer(context.settings)
     restore_record(context.destination)
     record = Record.load(workspace) or Record()
     check_stricter(policy, record.policy)

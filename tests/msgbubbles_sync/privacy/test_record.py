@@ -9,7 +9,7 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles.policy import FULL, PRESETS, Pseudonymizer
 from msgbubbles_sync.destinations.publish import publish
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.policy.applied import Record, build_redactor, describe_error, read_policy
+from msgbubbles_sync.policy.applied import Record, build_pseudonymizer, build_redactor, describe_error
 from msgbubbles_sync.settings import load_settings
 from msgbubbles_sync.workspace import Workspace
 
@@ -30,29 +30,30 @@ def test_policy_and_key_are_read_from_two_files_and_the_environment(
     monkeypatch.setenv("DLT_PROJECT_DIR", str(tmp_path))
     monkeypatch.setenv("DLT_CONFIG_FOLDER", "here")
     (tmp_path / "here").mkdir()
-    assert read_policy(load_settings()) == (FULL, None)
+    assert load_settings().policy == FULL
+    assert build_pseudonymizer(load_settings()) is None
     config, secrets = tmp_path / "here" / "config.toml", tmp_path / "here" / "secrets.toml"
     config.write_text('[sources.msgbubbles.privacy]\npreset = "minimal"\ntext = "length"\n')
     with pytest.raises(ConfigurationError, match="need a key"):
-        read_policy(load_settings())
+        build_pseudonymizer(load_settings())
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\npreset = "full"\n')
     with pytest.raises(
         ConfigurationError, match=r"secrets\.toml:3: .*preset is no secret: move it from secrets\.toml to .*config"
     ):
         load_settings()
     secrets.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
-    policy, pseudonyms = read_policy(load_settings())
+    policy, pseudonyms = load_settings().policy, build_pseudonymizer(load_settings())
     assert (policy.text, policy.titles) == ("length", "drop")
     assert pseudonyms is not None
     assert pseudonyms.check == Pseudonymizer(KEY).check
     monkeypatch.setenv(f"{PREFIX}TEXT", "drop")
-    assert read_policy(load_settings())[0] == PRESETS["minimal"]
+    assert load_settings().policy == PRESETS["minimal"]
     monkeypatch.setenv(f"{PREFIX}TEXT", "shred")
     with pytest.raises(ConfigurationError, match=r'TEXT: .* must be one of "drop", "keep", "length"'):
-        read_policy(load_settings())
+        load_settings()
     config.write_text(f'[sources.msgbubbles.privacy]\nkey = "{KEY}"\n')
     with pytest.raises(UsageError, match=r"move it from config\.toml"):
-        read_policy(load_settings())
+        load_settings()
 
 
 def test_stored_rows_require_the_policy_they_were_loaded_under(
