@@ -1,4 +1,4 @@
-"""Find the files of the dbt project, and detect by a digest whether they have changed."""
+"""Find the files of the dbt project, detect by a digest whether they have changed, and keep a copy that worked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from msgbubbles.version import VERSION
+from msgbubbles_sync.files import remove, write_privately
 from msgbubbles_sync.service_levels import list_schedules
 from msgbubbles_sync.settings import Settings
+from msgbubbles_sync.workspace import Workspace
 
 # In a checkout this is a link to the folder of that name at the top.
 PROJECT = (Path(__file__).parents[1] / "transforms").resolve()
@@ -25,6 +28,9 @@ BUILD_FILES = ("*.yml", "models/**/*.yml", "models/**/*.sql", "models/**/*.py", 
 READ_BY_DBT = ("models", "macros", "tests", "seeds", "snapshots", "analyses", "functions")
 # Folders that dbt creates.
 MADE_BY_DBT = ("target", "logs", "dbt_packages")
+# A copy of the project as it was when all marts were built, for when none can be built from a changed one. A file in it
+# has the release that built them, and the digest of the build.
+LAST_PROJECT, BUILT_BY = "last_project", "built_by"
 
 
 class Names(NamedTuple):
@@ -97,6 +103,25 @@ def copy_project(copy: Path, left_out: Collection[Path] = ()) -> None:
         return [name for name in names if not is_needed(Path(folder, name))]
 
     shutil.copytree(PROJECT, copy, ignore=ignore)
+
+
+def store_last_project(workspace: Workspace, digest: str) -> None:
+    """Copy the project, from which all marts were built, unless the copy has this digest."""
+    copy, content = workspace.dbt_folder / LAST_PROJECT, f"{VERSION} {digest}"
+    with suppress(OSError):  # a full or read-only disk, which the run reports as well
+        if not (copy / BUILT_BY).is_file() or (copy / BUILT_BY).read_text(errors="replace") != content:
+            remove(copy)
+            copy_project(copy)
+            write_privately(copy / BUILT_BY, content)
+
+
+def find_last_project(workspace: Workspace, digest: str = "") -> Path | None:
+    """Return the project from which this release last built all marts; null without one, or if it has this digest."""
+    copy = workspace.dbt_folder / LAST_PROJECT
+    with suppress(OSError):
+        release, _, built = (copy / BUILT_BY).read_text(errors="replace").partition(" ")
+        return copy if release == VERSION and built != digest else None
+    return None
 
 
 @cache

@@ -25,9 +25,16 @@ from msgbubbles_sync.workspace import Workspace
 from . import spark
 from .build_result import BuildResult, Timeouts, count_timeouts, load_build_result, store_build_result
 from .command_result import CommandResult
-from .last_project import find_last_project, store_last_project
 from .plan import RUN_TABLES, PlanFile
-from .project import PROJECT, Names, build_variables, compute_build_digest, compute_key
+from .project import (
+    PROJECT,
+    Names,
+    build_variables,
+    compute_build_digest,
+    compute_key,
+    find_last_project,
+    store_last_project,
+)
 from .unreadable import UnreadableFile, UnreadableFiles, find_unreadable_file, list_suspects, load_unreadable_files
 
 if TYPE_CHECKING:

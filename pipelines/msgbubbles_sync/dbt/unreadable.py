@@ -12,8 +12,7 @@ from msgbubbles_sync.errors import TransformError
 from msgbubbles_sync.files import read_json, read_modified_at_ns, remove, write_privately
 from msgbubbles_sync.workspace import Workspace
 
-from .last_project import find_last_project
-from .project import PROJECT, READ_BY_DBT, copy_project
+from .project import PROJECT, READ_BY_DBT, copy_project, find_last_project
 
 # How dbt names a file that it cannot read, and a line of it.
 NAMED_FILE = re.compile(
