@@ -31,7 +31,7 @@ from msgbubbles.source.buffer import RowBuffer
 from msgbubbles.source.chats import read_chats
 from msgbubbles.source.fetch import InFlight
 from msgbubbles.source.messages import read_messages
-from msgbubbles.source.numbers import read_numbers
+from msgbubbles.source.readers import read_numbers
 from msgbubbles.source.run import Run
 from msgbubbles.source.state import States
 from msgbubbles.source.streams import read_stream
