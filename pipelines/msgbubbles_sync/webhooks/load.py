@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from msgbubbles.tables import CHATS, MESSAGES, Strategy, Table
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations import Destination
 from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
-from msgbubbles_sync.destinations.duckdb_load import DLT_IS_NEEDED, merge_rows
+from msgbubbles_sync.destinations.duckdb_load import DLT_IS_NEEDED, SqlClient, merge_rows
 from msgbubbles_sync.destinations.load import build_fresh_pipeline
 from msgbubbles_sync.destinations.screen import Screen, is_data_error
 from msgbubbles_sync.files import move_damaged, write_privately
@@ -45,8 +45,6 @@ from .updates import (
 PIPELINE = "msgbubbles_webhooks"
 MAX_BATCH_EVENTS = 20_000
 MAX_BATCH_CHARACTERS = 64 * 1024 * 1024
-STORED_MESSAGES = "SELECT * FROM msgbubbles.messages WHERE id IN (SELECT unnest(?::VARCHAR[]))"
-STORED_CHATS = "SELECT * FROM msgbubbles.chats WHERE id IN (SELECT unnest(?::VARCHAR[]))"
 
 
 @dataclass
@@ -215,10 +213,10 @@ class _Load:
         self.result.impossible_chat_ids += sum(event.has_impossible_chat for event in events)
         self.result.unreadable_message_ids += sum(event.has_unreadable_message for event in events)
 
-    def _build_batch(
-        self, events: list[Event], stored_messages: pa.Table | None, stored_chats: pa.Table | None
-    ) -> _Batch:
-        rows, chat_rows = to_rows(stored_messages, MESSAGES), to_rows(stored_chats, CHATS)
+    def _build_batch(self, events: list[Event], warehouse: Warehouse) -> _Batch:
+        with warehouse.connected():
+            rows = to_rows(warehouse.rows_with("messages", "id", list_messages(events)), MESSAGES)
+            chat_rows = to_rows(warehouse.rows_with("chats", "id", _list_chats(events)), CHATS)
         chats = build_chats(chat_rows, events, self.redactor)
         chat_ids = {row["id"] for row in chat_rows} | chats.keys()
         messages = apply_events(rows, events, Scope(chat_ids, self.start_ms, self.redactor))
@@ -238,9 +236,7 @@ class _Load:
         if not isinstance(self.destination, DuckDBFile):
             return None
         with suppress(*DLT_IS_NEEDED), self.destination.open_writer() as connection:
-            stored = connection.execute(STORED_MESSAGES, [list_messages(events)]).to_arrow_table()
-            chats = connection.execute(STORED_CHATS, [_list_chats(events)]).to_arrow_table()
-            batch = self._build_batch(events, stored, chats)
+            batch = self._build_batch(events, Warehouse(lambda: nullcontext(SqlClient(connection))))
             parts: list[tuple[Table, pa.Table, Strategy]] = [
                 (WEBHOOK_EVENTS, batch.events, self.strategy),
                 (CHATS, batch.chats, "delete-insert"),
@@ -252,11 +248,7 @@ class _Load:
 
     def _load_with_dlt(self, events: list[Event]) -> _Batch:
         pipeline = build_fresh_pipeline(self.destination, PIPELINE)
-        warehouse = Warehouse(pipeline.sql_client)
-        with warehouse.connected():
-            stored = warehouse.rows_with("messages", "id", list_messages(events))
-            chats = warehouse.rows_with("chats", "id", _list_chats(events))
-        batch = self._build_batch(events, stored, chats)
+        batch = self._build_batch(events, Warehouse(pipeline.sql_client))
         file_format = self.destination.file_format
         try:
             pipeline.run(_build_resource(batch, self.strategy), loader_file_format=file_format)
