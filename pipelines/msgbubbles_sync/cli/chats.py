@@ -207,7 +207,7 @@ def lookup(
 
     Exits with status 3 if the vault lacks one of the names. Makes no request.
     """
-    return commands.lookup.run(session, _read_arguments(names))
+    return commands.privacy.look_up(session, _read_arguments(names))
 
 
 def _read_arguments(arguments: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import groups, inspect, lookup, privacy, report, serve, sync, watch, webhooks
+    from . import groups, inspect, privacy, report, serve, sync, watch, webhooks
 else:
 
     def __getattr__(name):
@@ -19,4 +19,4 @@ else:
         return import_module(f"{__name__}.{name}")
 
 
-__all__ = ["groups", "inspect", "lookup", "privacy", "report", "serve", "sync", "watch", "webhooks"]
+__all__ = ["groups", "inspect", "privacy", "report", "serve", "sync", "watch", "webhooks"]

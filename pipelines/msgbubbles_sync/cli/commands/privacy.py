@@ -1,4 +1,4 @@
-"""`chats.py erase` and `privacy apply`: remove personal data from stored rows."""
+"""`chats.py erase`, `privacy apply` and `privacy lookup`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from msgbubbles_sync.cli.console import check_terminal, confirm
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, EXIT_STOPPED
+from msgbubbles_sync.policy import applied
 from msgbubbles_sync.privacy import erase as erasing
 from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.files import purge_files
@@ -34,3 +35,11 @@ def apply_policy(session: Session) -> int:
     for why in failures:
         session.reporter.fail(f"{why}. Every run tries again until it succeeds")
     return EXIT_INCOMPLETE if failures else 0
+
+
+def look_up(session: Session, names: list[str]) -> int:
+    """Print the handle of each pseudonym, and the pseudonym of each handle."""
+    results = applied.look_up(names, session.context.settings)
+    lines = "\n".join(f"{name}  {result or 'unknown'}" for name, result in results.items())
+    session.reporter.print_text(results, lines)
+    return 0 if all(results.values()) else EXIT_INCOMPLETE
