@@ -92,7 +92,7 @@ class Redactor:
     def add_own_numbers(self, handles: Iterable[str]) -> None:
         """Keep these numbers readable if the policy keeps ours, and restore them where only a pseudonym is left."""
         if self._keeps_own:
-            self._own = (self._own or {}) | {self._pseudonyms.handle(handle): handle for handle in handles}
+            self._own = (self._own or {}) | {self.pseudonyms.handle(handle): handle for handle in handles}
 
     def save_vault(self) -> None:
         """Save the vault, if there is one. Call this before redacted rows are written."""
@@ -123,7 +123,7 @@ class Redactor:
         """Redact anybody's handle. Our own numbers stay if the policy keeps them."""
         if self.policy.handles == "keep" or written == ERASED:
             return written
-        own = (self._own or {}).get(self._pseudonyms.handle(written))
+        own = (self._own or {}).get(self.pseudonyms.handle(written))
         return self._replace_handle(written) if own is None else own
 
     def own_handle(self, written: str) -> str:
@@ -131,7 +131,7 @@ class Redactor:
         return written if self.policy.own_numbers == "keep" or written == ERASED else self._replace_handle(written)
 
     def _replace_handle(self, written: str) -> str:
-        pseudonym = self._pseudonyms.handle(written)
+        pseudonym = self.pseudonyms.handle(written)
         if self.vault is not None and pseudonym != written:
             self.vault.add(pseudonym, written)
         return pseudonym
@@ -143,12 +143,12 @@ class Redactor:
 
     def text_mark(self, written: str) -> str:
         """Return a value by which a text can be recognized."""
-        return written if self.policy.text == "keep" else self._pseudonyms.row(written)
+        return written if self.policy.text == "keep" else self.pseudonyms.row(written)
 
     def title(self, written: str) -> str | None:
         if self.policy.titles == "keep":
             return written
-        return self._pseudonyms.title(written) if self.policy.titles == "pseudonym" else None
+        return self.pseudonyms.title(written) if self.policy.titles == "pseudonym" else None
 
     def _file_name(self, written: str) -> str | None:
         return written if self.policy.file_names == "keep" else None
@@ -188,7 +188,7 @@ class Redactor:
     def _id(self, written: str) -> str:
         """Replace an id that contains a handle by a hash."""
         is_hidden = HANDLE_LIKE_ID.search(written) is not None and self._is_hidden_handle(written)
-        return self._pseudonyms.row(written) if is_hidden else written
+        return self.pseudonyms.row(written) if is_hidden else written
 
     def _error(self, raw: Raw) -> Raw:
         """Keep only the stable code of an error: the rest may quote anything."""
@@ -211,7 +211,7 @@ class Redactor:
         return isinstance(value, str) and CODE.fullmatch(value) is not None and not self._is_hidden_handle(value)
 
     @property
-    def _pseudonyms(self) -> Pseudonymizer:
+    def pseudonyms(self) -> Pseudonymizer:
         if self.pseudonymizer is None:
             raise ValueError("this policy needs a Pseudonymizer")
         return self.pseudonymizer
@@ -219,7 +219,7 @@ class Redactor:
     # -- erased people
 
     def is_erased(self, handle: str | None) -> bool:
-        return bool(self.erased) and handle is not None and self._pseudonyms.was_erased(handle, self.erased)
+        return bool(self.erased) and handle is not None and self.pseudonyms.was_erased(handle, self.erased)
 
     def replace_erased(self, text: str) -> str:
         """Replace every erased handle in a text by `ERASED`."""
@@ -260,22 +260,15 @@ class Redactor:
             return ERASED
         return value
 
-    def chat_mark(self, chat_id: str) -> str:
-        """Return the hash by which an erased person's chat is recognized."""
-        return self._pseudonyms.erased_chat(chat_id)
-
-    def pseudonym(self, handle: str) -> str:
-        return self._pseudonyms.handle(handle)
-
     def is_erased_chat(self, chat_id: str | None) -> bool:
         if not self.erased or chat_id is None:
             return False
-        mark = self.chat_mark(chat_id)
+        mark = self.pseudonyms.erased_chat(chat_id)
         return mark in self.erased or mark in self.found_chats
 
     def erase_chat(self, chat_id: str) -> None:
         """Treat a chat as an erased person's from now on."""
-        mark = self.chat_mark(chat_id)
+        mark = self.pseudonyms.erased_chat(chat_id)
         if mark not in self.erased:
             self.found_chats.add(mark)
 
@@ -310,7 +303,7 @@ class Redactor:
             return row
         request_id = None if row.request_id is None else self.replace_erased(row.request_id)
         is_hidden = self.policy.redacts or self.mentions_erased(row.row)
-        redacted = self._pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
+        redacted = self.pseudonyms.row(f"{row.stream}\0{row.row}") if is_hidden else row.row
         return replace(row, row=redacted, request_id=request_id)
 
     def chat(self, row: Chat) -> Chat:

@@ -129,11 +129,11 @@ def purge(context: Context, handles: Collection[str] = ()) -> Certificate:
     certificate = Certificate(out_of_reach=context.destination.list_out_of_reach())
     with rewriting(context, "erase") as rows:
         people = {handle for handle in _read_handles(rows) if redactor.is_erased(handle)}
-        certificate.people = len({*map(redactor.pseudonym, people)})
+        certificate.people = len({redactor.pseudonyms.handle(person) for person in people})
         chats = _delete_people(rows, people)
         record = Record.load(workspace)
         if record is not None:
-            record.with_erased(map(redactor.chat_mark, chats)).save(workspace)
+            record.with_erased(redactor.pseudonyms.erased_chat(chat) for chat in chats).save(workspace)
         _remove_mentions(rows, {*people, *handles} if handles else set(), redactor)
         certificate.rows += rows.counts
         if ERASURES.name not in context.destination.unwritable:
@@ -231,7 +231,9 @@ def _remove_mentions(rows: StoredRows, handles: set[str], redactor: Redactor) ->
 def _remove_from_texts(rows: StoredRows, table: str, column: str, handles: set[str], redactor: Redactor) -> None:
     path, name, kind = f"msgbubbles.{quote_name(table)}", quote_name(column), rows.types[table][column]
     # The query only preselects rows: the redactor finds the handles in a text, as it does when a text is loaded.
-    condition, values = _may_hold(f"{name}::VARCHAR", handles | {*map(redactor.pseudonym, handles)})
+    condition, values = _may_hold(
+        f"{name}::VARCHAR", handles | {redactor.pseudonyms.handle(handle) for handle in handles}
+    )
     for row_id, text in rows.fetch(table, f"SELECT rowid, {name}::VARCHAR FROM {path} WHERE {condition}", *values):
         if table == "rejected_rows" and redactor.mentions_erased(text):
             rows.change(table, f"DELETE FROM {path} WHERE rowid = ?", row_id)
