@@ -310,10 +310,23 @@ class Ledger:
 
     def remove_people(self, is_erased: Callable[[str], bool], replace_erased: Callable[[str], str]) -> int:
         """Remove erased people from every row, so that no byte of them stays. Returns how many rows changed."""
+        changed = 0
         with self._transaction():
-            changed = sum(
-                self._remove_people(table, key, texts, is_erased, replace_erased) for table, key, texts in TEXTS
-            )
+            for table, key, texts in TEXTS:
+                for row in self._all(f"SELECT * FROM {table}"):
+                    handles = json.loads(row["handles"] or "[]")
+                    others = [handle for handle in handles if not is_erased(handle)]
+                    if handles and not others and table == "operations":
+                        changed += 1
+                        self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
+                        continue
+                    values = {name: row[name] and replace_erased(row[name]) for name in texts}
+                    values |= {"handles": json.dumps(others)} if others != handles else {}
+                    values = {name: value for name, value in values.items() if value != row[name]}
+                    if values:
+                        changed += 1
+                        assignments = ", ".join(f"{name} = ?" for name in values)
+                        self._run(f"UPDATE {table} SET {assignments} WHERE {key} = ?", (*values.values(), row[key]))
             for rendering in self.renderings():
                 if any(is_erased(text) or replace_erased(text) != text for text in (rendering.shown, rendering.asked)):
                     changed += 1
@@ -324,31 +337,6 @@ class Ledger:
         if changed:
             self._run("VACUUM")
             self._run("PRAGMA wal_checkpoint(TRUNCATE)")
-        return changed
-
-    def _remove_people(
-        self,
-        table: str,
-        key: str,
-        texts: Sequence[str],
-        is_erased: Callable[[str], bool],
-        replace_erased: Callable[[str], str],
-    ) -> int:
-        changed = 0
-        for row in self._all(f"SELECT * FROM {table}"):
-            handles = json.loads(row["handles"] or "[]")
-            others = [handle for handle in handles if not is_erased(handle)]
-            if handles and not others and table == "operations":
-                changed += 1
-                self._run(f"DELETE FROM {table} WHERE {key} = ?", (row[key],))
-                continue
-            values = {name: row[name] and replace_erased(row[name]) for name in texts}
-            values |= {"handles": json.dumps(others)} if others != handles else {}
-            values = {name: value for name, value in values.items() if value != row[name]}
-            if values:
-                changed += 1
-                assignments = ", ".join(f"{name} = ?" for name in values)
-                self._run(f"UPDATE {table} SET {assignments} WHERE {key} = ?", (*values.values(), row[key]))
         return changed
 
     # -- the database

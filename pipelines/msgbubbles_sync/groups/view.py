@@ -88,7 +88,7 @@ class Renderings:
         new = exclude_people(shown, [*entry.handles, *others])
         # By elimination: the requested person whom the answer lacks is the one whom nobody requested.
         if len(missing) == len(new) == 1:
-            self._remember(chat_id, "handle", fold_handle(new[0]), missing[0])
+            self._ledger.remember(Rendering(chat_id, "handle", fold_handle(new[0]), missing[0]))
 
     def _learn_title(
         self, entry: Entry, asked: str, group: ObservedGroup | None, chat_id: str, chat: Chat | None
@@ -100,10 +100,7 @@ class Renderings:
         before = group.title if group else None
         # An unchanged title may come from before the rename.
         if shown is not None and (fold_title(shown) != fold_title(before) or fold_title(shown) == fold_title(asked)):
-            self._remember(chat_id, "title", fold_title(shown), asked)
+            self._ledger.remember(Rendering(chat_id, "title", fold_title(shown), asked))
         if before is not None and self._ledger.last_title(entry.key) == asked:
             # The same request led to this title before, and would do so again.
-            self._remember(chat_id, "title", fold_title(before), asked)
-
-    def _remember(self, chat_id: str, field: Literal["title", "handle"], shown: str, asked: str) -> None:
-        self._ledger.remember(Rendering(chat_id, field, shown, asked))
+            self._ledger.remember(Rendering(chat_id, "title", fold_title(before), asked))
