@@ -19,9 +19,8 @@ from msgbubbles.errors import MsgBubblesError
 from msgbubbles.settings import MIN_BATCH_PAGES, SourceSettings
 from msgbubbles.source import reconcile
 from msgbubbles.source.buffer import COVERAGE, REJECTED, TITLES, Changes
-from msgbubbles.source.direct import read_directly
 from msgbubbles.source.lazy_dlt import common_exceptions, pipeline_exceptions
-from msgbubbles.source.readers import READERS
+from msgbubbles.source.readers import READERS, read_directly
 from msgbubbles.source.run import MissingRows, StreamProgress
 from msgbubbles.source.state import States
 from msgbubbles.source.stored import Warehouse

@@ -23,7 +23,7 @@ from helpers.context import LoggingConsole, RecordingConsole, build_context, ser
 from helpers.hooks import spool, typing, workspace_in
 from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences
-from msgbubbles.source import chats, direct
+from msgbubbles.source import chats, readers
 from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
@@ -423,7 +423,7 @@ def test_load_without_dlt_leaves_the_rows_and_the_state_that_dlt_would(
         """Return the rows of each table, and the state, without the times of reading."""
         state = json.loads(read_state(workspace))["sources"]["msgbubbles"]["resources"]
         with duckdb.connect(str(workspace.database), read_only=True) as database:
-            described = {name: direct._describe(part) for name, part in state.items()}
+            described = {name: readers._describe(part) for name, part in state.items()}
             described["chats"] = {k: v for k, v in described["chats"].items() if not k.endswith("_ms")}
             return {"state": [json.dumps(described, sort_keys=True)]} | {
                 table: sorted(
