@@ -16,8 +16,7 @@ from msgbubbles.times import from_epoch_ms, to_epoch_ms
 
 from .buffer import RowBuffer
 from .coverage import OPEN_END_MS, Coverage, Task, plan_incremental, plan_refresh
-from .failed_pages import FailedPages
-from .failed_reads import FailedReads
+from .failed_reads import FailedPages, FailedReads
 from .fetch import InFlight, count_workers
 from .intervals import IntervalQueue, OpenInterval
 from .paginate import PageResult, Paginator
