@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dlt.pipeline import exceptions as pipeline_exceptions
     from dlt.pipeline import state_sync
 else:
-    from msgbubbles.lazy_module import LazyModule
+    from msgbubbles.lazy_pyarrow import LazyModule
 
     dlt = LazyModule("dlt")
     common_exceptions = LazyModule("dlt.common.exceptions")
