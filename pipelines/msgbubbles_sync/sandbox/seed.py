@@ -50,6 +50,9 @@ REPLIES = (
     "Perfect, thank you so much! ❤️",
 )
 FAILED: dict[str, Any] = {"status": "failed", "error": {"code": "send_failed", "message": "Not delivered"}}
+# A message is read soon after it was sent: among the newest, which a run reads again.
+LATELY_DELIVERED = """SELECT id FROM (SELECT id, status FROM messages ORDER BY created_us DESC LIMIT 90)
+WHERE status = 'delivered' LIMIT 5"""
 FILES = (("photo.jpg", "image/jpeg"), ("invoice.pdf", "application/pdf"), ("clip.mov", "video/quicktime"))
 
 
@@ -127,7 +130,7 @@ def advance(account: Account, now: datetime, minimum: int = 40) -> int:
         group = account.one("SELECT id FROM chats WHERE is_group AND NOT deleted ORDER BY random() LIMIT 1")
         if group:
             account.rename(group["id"], chance.choice(TITLES), now)
-        for row in account.all("SELECT id FROM messages WHERE status = 'delivered' ORDER BY created_us DESC LIMIT 5"):
+        for row in account.all(LATELY_DELIVERED):
             account.set_status(row["id"], "read", now)
         account.remember("saved_us", str(to_us(now)))
     return len(messages)
