@@ -57,7 +57,7 @@ def test_memory_does_not_grow_with_the_account(monkeypatch: pytest.MonkeyPatch) 
 def test_changing_account_is_complete_where_plain_paging_loses_rows(
     name: str, loses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("changing.CHATS", 300)
-    monkeypatch.setattr("changing.MESSAGES", 3000)
+    monkeypatch.setattr("changing.CHATS", 600)
+    monkeypatch.setattr("changing.MESSAGES", 6000)
     figures = compare.measure_losses(name, compare.CONTESTANTS[name], compare.Figures(*[0] * 11))
     assert ((figures.lost, figures.lost_for_good) != (0, 0)) is loses

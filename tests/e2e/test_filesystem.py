@@ -102,7 +102,7 @@ def test_killed_jobs_lose_nothing_and_readers_never_wait(new_job: NewJob, files:
     reader = threading.Thread(target=poll)
     reader.start()
     try:
-        for seconds in (0.4, 0.7, 1.0):
+        for seconds in (1.5, 2.0, 2.5):
             process = job.start(*INTO)
             time.sleep(seconds)
             process.kill()
