@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ CLAIM_FILE = "account.json"
 LAYOUT_VERSION, VERSION_FILE = 2, "version"
 # Characters with a meaning in the queries that dlt builds from a path, and bytes that are not UTF-8.
 UNUSABLE = re.compile(r"""['"%*?\[\]{}\x00-\x1f\ud800-\udfff]""")
-# DuckDB reads a column from a folder `name=value`, and dlt loads files of its folder.
-UNUSABLE_IN_DUCKDB = re.compile(f"{UNUSABLE.pattern}|=")
+# The same in the path of a DuckDB file. Its name is that of a database in the queries of dbt.
+UNUSABLE_IN_DUCKDB = re.compile(r"""[%*?\x00-\x1f\ud800-\udfff]|['"](?=[^/]*$)""")
 # Names may have 255 bytes, and paths 4,096, with what is appended for logs, copies, and the files of dlt and dbt.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 215, 3600
 # The permissions that the job needs for its folders.
@@ -146,9 +147,12 @@ class Workspace:
         whole = Workspace.from_path(self.combined, self.destination)
         if self.account is None or not os.path.lexists(whole.folder / CLAIM_FILE):  # False in an unreadable folder
             return
-        moves = [f"mv {whole.folder} {self.folder}", f"rm {self.folder / CLAIM_FILE}"]
+        moves = [
+            shlex.join(["mv", str(whole.folder), str(self.folder)]),
+            shlex.join(["rm", str(self.folder / CLAIM_FILE)]),
+        ]
         if self.destination == "duckdb":
-            moves = [f"mv {whole.database} {self.database}", *moves]
+            moves = [shlex.join(["mv", str(whole.database), str(self.database)]), *moves]
         raise UsageError(
             f"{whole.database.name} holds an account without a name. If it is {self.account}, rename it:\n\n  "
             + "\n  ".join(moves)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -282,7 +283,7 @@ def test_a_warehouse_of_one_account_goes_on_as_one_of_several(new_job: NewJob) -
     assert "company.duckdb holds an account without a name. If it is north," in errors
     for line in errors.splitlines():
         if line.startswith("  "):
-            subprocess.run(line.split(), check=True)
+            subprocess.run(shlex.split(line), check=True)
     asked = len(north.server.requests)
     say_something(north)
     made.run("--no-transform")

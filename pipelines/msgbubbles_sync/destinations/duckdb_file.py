@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -70,9 +71,9 @@ class DuckDBFile(Destination):
         self._connections, self._stays_open = ExitStack(), False
 
     def build_dlt_destination(self) -> Any:
-        from dlt.destinations.impl.duckdb import configuration, factory
+        from .duckdb_dlt import build_database_file
 
-        return factory.duckdb(configuration.DuckDbCredentials(str(self.workspace.work), global_config=self.options()))
+        return build_database_file(self.workspace.work, self.options())
 
     def read_dbt_target(self) -> tuple[str, dict[str, str]]:
         return "duckdb", {"MSGBUBBLES_DUCKDB_PATH": str(self.workspace.work)}
@@ -197,7 +198,7 @@ class DuckDBFile(Destination):
         """Raise `UsageError` if a named account would be mixed with an unnamed one."""
         account, combined, database = self.workspace.account, self.workspace.combined, self.workspace.database
         if account is not None and combined.exists() and shows_accounts(combined) is False:
-            how = f"mv {combined} {database}"
+            how = shlex.join(["mv", str(combined), str(database)])
             raise UsageError(ONE_ACCOUNT.format(where=combined, account=account, how=how, other="--database"))
         # A file that this job published shows its own account.
         if self.exists() and read_json(self._published_mark) != read_mark(database) and shows_accounts(database):

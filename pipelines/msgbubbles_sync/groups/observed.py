@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from shlex import quote
 
 from msgbubbles.decode import read_participants
 from msgbubbles.handles import fold_handle, parse_handle
@@ -206,9 +207,10 @@ def _refuse_second_ledger(workspace: Workspace) -> None:
             continue
         with Ledger.open(folder) as other:
             if not other.is_new():
+                move = f"mv {quote(str(folder / LEDGER))}* {quote(str(workspace.folder))}/"
                 raise UsageError(
                     f"the ledger of {workspace.database.stem} is in {folder}. If --destination {workspace.destination} "
-                    f"has the same account, move it:\n\n  mv {folder / LEDGER}* {workspace.folder}/\n\n"
+                    f"has the same account, move it:\n\n  {move}\n\n"
                     "Otherwise choose another --database"
                 )
 

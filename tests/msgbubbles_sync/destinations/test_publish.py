@@ -308,12 +308,14 @@ def test_unusable_published_path_is_refused_by_name(tmp_path: Path) -> None:
         "lost.duckdb",
         "pipe.duckdb",
         "it's.duckdb",
+        'a"b.duckdb',
         "100%.duckdb",
-        "a[1].duckdb",
-        "x=1.duckdb",
+        "a*.duckdb",
     ):
         with pytest.raises(UsageError, match="--database"):
             Workspace.from_path(tmp_path / name)
+    with pytest.raises(UsageError, match="--database"):
+        Workspace.from_path(tmp_path / "a[1].duckdb", "filesystem")
 
 
 def read_descriptions(database: Path) -> list[tuple[str, str | None, str | None]]:
