@@ -234,8 +234,13 @@ class Workspace:
             is_ours = path.name != "webhooks" and path.suffix not in (self.work.suffix, ".sqlite")
             if is_ours and path.is_symlink() and not path.exists():
                 move_damaged(path)
-        if not any(path.is_file() for path in self.folder.rglob("*")):  # new, perhaps of a run whose disk was full
+        if self._is_new:
             self.store_version(LAYOUT_VERSION)
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether nothing was written yet, perhaps by a run whose disk was full."""
+        return not any(path.is_file() for path in self.folder.rglob("*"))
 
     @property
     def version(self) -> int:
@@ -245,7 +250,7 @@ class Workspace:
         except PermissionError:  # `restore` moves the file away
             return LAYOUT_VERSION
         except (OSError, ValueError):
-            return 0
+            return LAYOUT_VERSION if self._is_new else 0
 
     def store_version(self, version: int) -> None:
         write_privately(self.folder / VERSION_FILE, f"{version}\n")

@@ -30,10 +30,9 @@ def check_version(destination: Destination) -> None:
     refuse_newer(workspace.version, str(workspace.folder))
     published = published_version(destination)
     refuse_newer(published, destination.title)
-    if workspace.version < LAYOUT_VERSION and workspace.folder.exists():
-        raise UsageError(OLDER.format(what=workspace.folder))
-    if published < LAYOUT_VERSION:
-        raise UsageError(OLDER.format(what=destination.title))
+    for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):
+        if version < LAYOUT_VERSION:
+            raise UsageError(OLDER.format(what=what))
 
 
 def published_version(destination: Destination) -> int:

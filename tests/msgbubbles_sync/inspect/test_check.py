@@ -14,6 +14,7 @@ from msgbubbles.client import Client
 from msgbubbles.errors import Interrupted
 from msgbubbles.transport import Transport
 from msgbubbles_sync.check_result import Check, CheckResult, run_checks
+from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.outcome import explain_end
@@ -50,6 +51,15 @@ def test_folder_that_cannot_be_created_fails_one_check(tmp_path: Path) -> None:
     results = obey_permissions(lambda: list(run_checks(checks, lambda error: explain_end(error, context).message)))
     [failed] = [result for result in results if result.state == "failed"]
     assert (failed.name, failed.what) == ("destination", f"{tmp_path / '.msgbubbles'}: Permission denied")
+
+
+def test_folder_of_a_first_run_is_of_no_older_release(tmp_path: Path) -> None:
+    context = build_context(Workspace(tmp_path / "warehouse.duckdb"))
+    context.workspace.folder.mkdir(parents=True)  # a job has begun to make it
+    check_version(context.destination)
+    (context.workspace.folder / "state.json").touch()
+    with pytest.raises(UsageError, match="older release"):
+        check_version(context.destination)
 
 
 def test_part_that_failed_in_the_last_run_is_reported(tmp_path: Path) -> None:
