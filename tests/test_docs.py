@@ -148,7 +148,7 @@ def test_the_accounts_in_the_examples_are_read(tmp_path: Path, monkeypatch: pyte
     written = secrets.split("\n\n")[0].partition("\n")[2].replace("# ", "")
     (tmp_path / "dlt_config" / "config.toml").write_text(shown)
     (tmp_path / "dlt_config" / "secrets.toml").write_text(written)
-    assert settings.account_names() == ["north", "south"]
+    assert settings.list_account_names() == ["north", "south"]
     section = CONFIGURATION.split("\n## Several accounts\n")[1].split("\n## ")[0]
     keys, set_here = re.findall(r"```toml\n(.*?)```", section, flags=re.DOTALL)
     assert tomllib.loads(keys) == tomllib.loads(written)

@@ -95,7 +95,7 @@ def build_error(response: httpx.Response, body: bytes) -> Exception:
     if status == 429:
         limited = RateLimitedError(message, status=status, code=code, request_id=request_id)
         now = read_date(response) or datetime.now(UTC)
-        limited.retry_after_seconds = retry_after_seconds(response.headers.get("Retry-After"), now)
+        limited.retry_after_seconds = parse_retry_after(response.headers.get("Retry-After"), now)
         return limited
     kinds = {401: AuthenticationError, 403: ForbiddenError, 404: NotFoundError, 409: ConflictError}
     is_passing = (status >= 500 and status != 501) or status in (408, 425)
@@ -130,7 +130,7 @@ def describe_connection_error(error: BaseException, host: str) -> str:
     return f"{type(error).__name__} ({host})"
 
 
-def retry_after_seconds(value: str | None, now: datetime) -> float | None:
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
     """Return the seconds to wait by a `Retry-After` header, at least one; null if it cannot be read.
 
     The header is a number of seconds or an HTTP date; `now` is the time by the API's clock.

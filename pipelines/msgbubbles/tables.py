@@ -103,7 +103,7 @@ def time(name: str, description: str = "", *, nullable: bool = True) -> Column:
     return Column(name, "timestamp", Pii.NONE, description, nullable)
 
 
-def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, str] | str) -> tuple[Column, ...]:
+def _build_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, str] | str) -> tuple[Column, ...]:
     """Build the columns that rows of `model` are loaded into.
 
     These are the fields of the struct in order, the columns that the loader computes, `extra`, and `_fetched_at`.
@@ -115,7 +115,7 @@ def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, 
     for field in msgspec.structs.fields(model):
         if field.name in model.not_loaded or field.name == "extra":
             continue
-        kind = column_type(field.type)
+        kind = choose_column_type(field.type)
         decision = decisions.pop(field.name, "")
         if isinstance(decision, str) and kind in ("text", "json"):
             raise ValueError(f"{model.__name__}.{field.name}: say what it holds")
@@ -129,7 +129,7 @@ def _model_columns(model: type[Row], *computed: Column, **decisions: tuple[Pii, 
     return (*columns, *computed, extra, fetched_at())
 
 
-def column_type(annotation: object) -> ColumnType:
+def choose_column_type(annotation: object) -> ColumnType:
     """Return the type of the column that a field's values are loaded into."""
     annotation = _unannotated(annotation)
     if get_origin(annotation) in (dict, list):
@@ -151,7 +151,7 @@ FROM_EVENT_AT = time(
 CHATS = Table(
     "chats",
     "One row per chat, as last read. A deleted chat keeps its row, with deleted_at.",
-    _model_columns(
+    _build_columns(
         Chat,
         FROM_EVENT_AT,
         id=(Pii.ID, "The API's id of the chat, a UUID."),
@@ -170,7 +170,7 @@ CHATS = Table(
 MESSAGES = Table(
     "messages",
     "One row per message, as last read.",
-    _model_columns(
+    _build_columns(
         Message,
         Column(
             "attachment_count", "bigint", Pii.NONE, "Number of attachments that the message had when it was last read."
@@ -206,7 +206,7 @@ MESSAGES = Table(
 ATTACHMENTS = Table(
     "attachments",
     "One row per attachment, as last read. One that its message no longer has keeps its row, with removed_at.",
-    _model_columns(
+    _build_columns(
         Attachment,
         id=(Pii.ID, "The API's id of the attachment."),
         message_id=(Pii.ID, "The message of the attachment."),
@@ -222,7 +222,7 @@ ATTACHMENTS = Table(
 NUMBERS = Table(
     "numbers",
     "One row per number of the account, as last read, including numbers that the API no longer lists.",
-    _model_columns(
+    _build_columns(
         Number,
         handle=(Pii.OWN_HANDLE, "The number, as the API writes it."),
         channels=(Pii.WORDS, "The networks that the number can use, as a JSON list."),

@@ -20,11 +20,11 @@ def missing_extra(error: ImportError) -> str | None:
     for extra, modules in (("sync", SYNC), ("groups", GROUPS), ("webhooks", WEBHOOKS)):
         if module in modules:
             alternative = f"{USE_VENV}, or " if sys.argv[0].endswith(".py") else ""
-            return f"{module} is not installed: {alternative}{install_command(extra)}"
+            return f"{module} is not installed: {alternative}{format_install_command(extra)}"
     return None
 
 
-def install_command(extra: str) -> str:
+def format_install_command(extra: str) -> str:
     """Return the command that installs an extra, with the folder of the project if it is known."""
     python, folder = (f"{sys.executable} -m ", CHECKOUT) if IS_CHECKOUT else ("", "/path/to/project")
     return f"{python}pip install '{folder}[{extra}]'"

@@ -23,7 +23,7 @@ from .destinations import Destination
 from .destinations.load import build_pipeline
 from .destinations.loaded_tables import READ_AT
 from .destinations.parquet_files import ParquetFiles
-from .destinations.version import published_version, refuse_newer, store_version, stored_version
+from .destinations.version import read_published_version, read_stored_version, refuse_newer, store_version
 from .files import remove, sync_to_disk, write_privately
 from .run_log import FILE as RUN_LOG
 from .tables import VERSION_TABLE
@@ -39,13 +39,13 @@ def migrate(context: Context) -> None:
     refuse_newer(workspace.version, str(workspace.folder))
     is_file = workspace.destination == "duckdb"
     if is_file and not workspace.work.exists():  # `prepare` restores it from the published file
-        workspace.store_version(min(workspace.version, published_version(destination)))
+        workspace.store_version(min(workspace.version, read_published_version(destination)))
     elif is_file and workspace.version == LAYOUT_VERSION:  # the work database is a part of the workspace
         return
     if is_file:
         destination.prepare()
     has_tables = destination.has_tables()
-    version = _warehouse_version(destination) if has_tables else LAYOUT_VERSION
+    version = _read_warehouse_version(destination) if has_tables else LAYOUT_VERSION
     refuse_newer(version, destination.title)
     if workspace.version == version == LAYOUT_VERSION:
         return
@@ -72,13 +72,13 @@ def _upgrade(destination: Destination, version: int, *, has_tables: bool) -> Non
         workspace.store_version(number + 1)
 
 
-def _warehouse_version(destination: Destination) -> int:
+def _read_warehouse_version(destination: Destination) -> int:
     """Return the version of the tables that the job writes."""
     if not isinstance(destination, ParquetFiles):
         with destination.open_writer() as connection:
-            return stored_version(connection, destination.write_schema)
+            return read_stored_version(connection, destination.write_schema)
     # No views can be created on the files of an older release.
-    if (file := _version_file(destination)).exists():
+    if (file := _get_version_file(destination)).exists():
         return int(pq.read_table(file)["version"][0].as_py())
     files = destination.tables_folder.glob("[!_]*/*.parquet")
     return 0 if any(READ_AT in pq.read_schema(path).names for path in files) else LAYOUT_VERSION
@@ -89,7 +89,7 @@ def _store_version(destination: Destination, version: int) -> None:
         with destination.open_writer() as connection:
             store_version(connection, destination.write_schema, version)
         return
-    file = _version_file(destination)
+    file = _get_version_file(destination)
     file.parent.mkdir(exist_ok=True)
     new = file.with_name(".new")
     pq.write_table(pa.table({"version": [version]}), new)
@@ -97,7 +97,7 @@ def _store_version(destination: Destination, version: int) -> None:
     new.replace(file)
 
 
-def _version_file(destination: ParquetFiles) -> Path:
+def _get_version_file(destination: ParquetFiles) -> Path:
     return destination.tables_folder / VERSION_TABLE.name / f"{VERSION_TABLE.name}.parquet"
 
 

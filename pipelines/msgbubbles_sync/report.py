@@ -28,7 +28,7 @@ from .dbt.build_result import BuildResult
 from .errors import CombinedFileError, InputFileError, RefusedMartsError, TransformError, list_causes
 from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
-from .run_log import RunLog, iso_timestamp, store, store_failed_reads
+from .run_log import RunLog, store, store_failed_reads, to_iso
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
 from .tables import FAILED_READS, JOB_TABLES, SYNC_RUNS, TABLES
 
@@ -230,10 +230,8 @@ def _build_stream_record(run: Run, stream: str) -> StreamRecord:
         "odd": progress.odd,
         "new_fields": sorted(progress.new_fields),
         "order_contradictions": progress.order_contradictions,
-        "tie_overflows": sorted(
-            ([iso_timestamp(span.from_ms), iso_timestamp(span.to_ms)] for span in progress.standing), key=str
-        ),
-        "reached_back_to": iso_timestamp(progress.reached_ms),
+        "tie_overflows": sorted(([to_iso(span.from_ms), to_iso(span.to_ms)] for span in progress.standing), key=str),
+        "reached_back_to": to_iso(progress.reached_ms),
         "covered_before": _build_covered_record(progress.covered_before),
         "covered": _build_covered_record(progress.covered),
     }
@@ -243,7 +241,7 @@ def _build_covered_record(coverage: Coverage | None) -> CoveredRecord | None:
     if coverage is None or not coverage.intervals:
         return None
     lo_ms = coverage.intervals[0][0]
-    return {"from": iso_timestamp(lo_ms), "to": iso_timestamp(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
+    return {"from": to_iso(lo_ms), "to": to_iso(coverage.newest_ms), "gaps": len(coverage.gaps(lo_ms))}
 
 
 @cache

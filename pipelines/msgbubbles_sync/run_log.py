@@ -91,7 +91,7 @@ def store(
     query = f"SELECT run_id, epoch_ms(ended_at) FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
     stored = {*connection.execute(query, [[record["run_id"] for record in records]]).fetchall()}
     new = [
-        [_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
+        [_make_storable(record.get(column.name), column.type) for column in SYNC_RUNS.columns]
         for record in records
         if (record["run_id"], round(datetime.fromisoformat(record["ended_at"]).timestamp() * 1000)) not in stored
     ]
@@ -148,11 +148,11 @@ def format_start(record: RunRecord) -> str:
     return f"{datetime.fromisoformat(record['started_at']):%Y-%m-%d %H:%M}"
 
 
-def iso_timestamp(at_ms: int | None) -> str | None:
+def to_iso(at_ms: int | None) -> str | None:
     return None if at_ms is None else from_epoch_ms(at_ms).isoformat(timespec="milliseconds")
 
 
-def _storable(value: Any, kind: ColumnType) -> Any:
+def _make_storable(value: Any, kind: ColumnType) -> Any:
     """Return a value that every destination can store: it may contain field names, which the API makes up."""
     if kind == "json" and value is not None:
         return replace_in_json(json.dumps(value))

@@ -242,7 +242,7 @@ def read_webhook_secrets(path: Path) -> tuple[str, ...]:
     return _convert_secrets(section.get("secrets", ()), lambda: str(path))
 
 
-def account_names() -> list[str]:
+def list_account_names() -> list[str]:
     """Return the names of the configured accounts, in order.
 
     Raises `ConfigurationError` if what all accounts share is invalid; an invalid value of one account stops no other.

@@ -11,7 +11,7 @@ import duckdb
 
 from msgbubbles.tables import Table
 
-from .tables import SQL_TYPES, column_definitions
+from .tables import SQL_TYPES, define_columns
 
 
 def quote_literal(text: str) -> str:
@@ -56,7 +56,7 @@ def create_table(connection: duckdb.DuckDBPyConnection, schema: str, table: Tabl
     """Create a table, or the columns that it lacks because an older release created it, and return its path."""
     path = f"{schema}.{table.name}"
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {path} ({column_definitions(table)})")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {path} ({define_columns(table)})")
     has = {row[0] for row in connection.execute(f"DESCRIBE {path}").fetchall()}
     for column in table.columns:
         if column.name not in has:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Required, get_args, get_origin, get_type_hints
 
 from msgbubbles.tables import TABLES as SOURCE_TABLES
-from msgbubbles.tables import Column, ColumnType, Pii, Table, column_type, fetched_at, text, time
+from msgbubbles.tables import Column, ColumnType, Pii, Table, choose_column_type, fetched_at, text, time
 
 from .run_record import RunRecord
 
@@ -23,7 +23,7 @@ SQL_TYPES: dict[ColumnType, str] = {
 }
 
 
-def column_definitions(table: Table) -> str:
+def define_columns(table: Table) -> str:
     """Return the columns of a table as `CREATE TABLE` takes them."""
     return ", ".join(f'"{column.name}" {SQL_TYPES[column.type]}' for column in table.columns)
 
@@ -42,7 +42,7 @@ def _run_columns() -> Iterator[Column]:
         hint = get_args(hint)[0] if get_origin(hint) is Required else hint
         if get_origin(hint) is Annotated:
             field_type, *kind, description = get_args(hint)
-            yield Column(name, kind[0] if kind else column_type(field_type), Pii.NONE, description)
+            yield Column(name, kind[0] if kind else choose_column_type(field_type), Pii.NONE, description)
 
 
 WRITTEN_BY_GROUPS = "When groups.py wrote this row."

@@ -1,6 +1,6 @@
 """The statements that create the tables that dlt loads, without rows."""
 
-from msgbubbles_sync.tables import CLAIM_TABLE, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, column_definitions
+from msgbubbles_sync.tables import CLAIM_TABLE, ERASURES, FAILED_READS, PRIVACY, SYNC_RUNS, TABLES, define_columns
 
 # The job writes these tables itself, and their tests create them as the job does.
 WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM_TABLE, PRIVACY, ERASURES)
@@ -8,7 +8,7 @@ WRITTEN_BY_JOB = (SYNC_RUNS, FAILED_READS, CLAIM_TABLE, PRIVACY, ERASURES)
 DDL = [
     "create schema msgbubbles",
     *(
-        f"create table msgbubbles.{table.name} ({column_definitions(table)}, _dlt_load_id varchar not null)"
+        f"create table msgbubbles.{table.name} ({define_columns(table)}, _dlt_load_id varchar not null)"
         for table in TABLES.values()
         if table not in WRITTEN_BY_JOB
     ),

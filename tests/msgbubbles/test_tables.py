@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from msgbubbles.models import Chat
-from msgbubbles.tables import FROM_EVENT_AT, TABLES, Pii, _model_columns
+from msgbubbles.tables import FROM_EVENT_AT, TABLES, Pii, _build_columns
 
 DECISIONS = {
     "id": (Pii.ID, ""),
@@ -14,17 +14,17 @@ DECISIONS = {
 
 
 def test_text_field_without_a_decision_is_refused() -> None:
-    columns = _model_columns(Chat, FROM_EVENT_AT, **DECISIONS)
+    columns = _build_columns(Chat, FROM_EVENT_AT, **DECISIONS)
     assert [(column.name, column.type, column.pii, column.nullable) for column in columns] == [
         (column.name, column.type, column.pii, column.nullable) for column in TABLES["chats"].columns
     ]
     with pytest.raises(ValueError, match=r"Chat\.title: say what it holds"):
-        _model_columns(Chat, **{name: pii for name, pii in DECISIONS.items() if name != "title"})
+        _build_columns(Chat, **{name: pii for name, pii in DECISIONS.items() if name != "title"})
 
 
 def test_decision_about_a_field_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="no field subject"):
-        _model_columns(Chat, **DECISIONS, subject=(Pii.TITLE, ""))
+        _build_columns(Chat, **DECISIONS, subject=(Pii.TITLE, ""))
 
 
 def test_keys_of_every_table_are_among_its_columns() -> None:

@@ -33,7 +33,7 @@ from msgbubbles.errors import (
     RetryableError,
 )
 from msgbubbles.rate_limit import RateLimiter
-from msgbubbles.responses import retry_after_seconds
+from msgbubbles.responses import parse_retry_after
 from msgbubbles.transport import Transport, check_base_url
 from msgbubbles_sync.sandbox import Server
 
@@ -152,11 +152,11 @@ def test_waiting_for_429s_ends() -> None:
 
 def test_retry_after_is_read_in_both_forms() -> None:
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    assert retry_after_seconds("7", now) == 7
-    assert retry_after_seconds(format_datetime(now + timedelta(seconds=9), usegmt=True), now) == 9
-    assert retry_after_seconds("0", now) == 1
+    assert parse_retry_after("7", now) == 7
+    assert parse_retry_after(format_datetime(now + timedelta(seconds=9), usegmt=True), now) == 9
+    assert parse_retry_after("0", now) == 1
     for unusable in (None, "soon", "nan", "inf", ""):
-        assert retry_after_seconds(unusable, now) is None
+        assert parse_retry_after(unusable, now) is None
 
 
 def test_redirect_is_not_followed_with_the_key() -> None:

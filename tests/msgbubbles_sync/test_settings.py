@@ -63,7 +63,7 @@ def refusal(config: str = "", secrets: str = "", account: str | None = None) -> 
     Path("dlt_config/config.toml").write_text(config)
     Path("dlt_config/secrets.toml").write_text(secrets)
     with pytest.raises(ConfigurationError) as refused:
-        [settings.load_settings(name) for name in (account, *settings.account_names())]
+        [settings.load_settings(name) for name in (account, *settings.list_account_names())]
     return str(refused.value)
 
 
@@ -99,11 +99,11 @@ def test_unusable_schema_name_is_refused(text: str, says: str) -> None:
 
 def test_accounts_come_from_both_files_and_the_environment(accounts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCOUNTS__FAR_WEST__API_KEY", "sk_west")
-    assert settings.account_names() == ["far_west", "north", "south"]
+    assert settings.list_account_names() == ["far_west", "north", "south"]
     monkeypatch.setenv("DLT_PROJECT_DIR", str(accounts))
     monkeypatch.delenv("ACCOUNTS__FAR_WEST__API_KEY")
     monkeypatch.delenv("ACCOUNTS__SOUTH__API_KEY")
-    assert settings.account_names() == []
+    assert settings.list_account_names() == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_accounts_come_from_both_files_and_the_environment(accounts: Path, monke
 def test_unusable_account_name_is_refused(accounts: Path, name: str) -> None:
     (accounts / "config.toml").write_text(f'[accounts."{name}"]\n')
     with pytest.raises(UsageError, match="Choose another"):
-        settings.account_names()
+        settings.list_account_names()
 
 
 @pytest.mark.usefixtures("accounts")
@@ -155,7 +155,7 @@ def test_two_accounts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pyte
 def test_invalid_settings_of_an_account_stop_no_other(accounts: Path, invalid: str, tmp_path: Path) -> None:
     config = accounts / "config.toml"
     config.write_text(config.read_text().replace("[accounts.south]\n", invalid))
-    assert settings.account_names() == ["north", "south"]
+    assert settings.list_account_names() == ["north", "south"]
     assert choose_workspace(Options(tmp_path / "company.duckdb", "north", "duckdb", False)).account == "north"
     with pytest.raises(ConfigurationError, match="start_date"):
         choose_workspace(Options(tmp_path / "company.duckdb", "south", "duckdb", False))

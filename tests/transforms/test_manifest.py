@@ -27,7 +27,7 @@ def parsed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parsed")
     copy = folder / "transforms"
     shutil.copytree(files.PROJECT, copy, ignore=shutil.ignore_patterns(*files.MADE_BY_DBT))
-    cached = manifest._path(NAMES, None)
+    cached = manifest._get_path(NAMES, None)
     if cached.exists():
         (copy / "target").mkdir()
         shutil.copy(cached, copy / "target")

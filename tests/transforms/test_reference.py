@@ -23,7 +23,7 @@ from helpers.message_reference import EPOCH, World
 from helpers.questions import questions
 from helpers.sizes import pick_size
 from helpers.turns_reference import BUSINESS, dbt_variables
-from msgbubbles_sync.tables import SYNC_RUNS, column_definitions
+from msgbubbles_sync.tables import SYNC_RUNS, define_columns
 
 ZONE = ZoneInfo("Europe/Berlin")
 # Around midnight in Berlin, and around the night in which its clocks go forward.
@@ -245,7 +245,7 @@ class Models:
 def compiled(new_warehouse: Callable[[], Any]) -> tuple[list[Any], list[str]]:
     """Return the compiled models, and the statements that create the tables that they read."""
     warehouse = new_warehouse()
-    sync_runs = f"create table msgbubbles.sync_runs ({column_definitions(SYNC_RUNS)}, _dlt_load_id varchar)"
+    sync_runs = f"create table msgbubbles.sync_runs ({define_columns(SYNC_RUNS)}, _dlt_load_id varchar)"
     warehouse.execute(sync_runs)
     answer = warehouse.dbt(
         "compile", "--select", "resource_type:model", "--full-refresh", "--vars", dbt_variables(BUSINESS, ZONE)

@@ -121,7 +121,7 @@ def test_version_is_stored_once_its_step_is_done(workspace: Workspace, monkeypat
     versions: list[tuple[int, int]] = []
 
     def step(destination: Destination) -> None:
-        versions.append((destination.workspace.version, migrations._warehouse_version(destination)))
+        versions.append((destination.workspace.version, migrations._read_warehouse_version(destination)))
 
     monkeypatch.setattr(migrations, "STEPS", [step] * LAYOUT_VERSION)
     migrate(build_context(workspace))

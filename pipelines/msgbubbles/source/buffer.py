@@ -199,7 +199,7 @@ class RowBuffer:
             if new_rows:
                 yield from self._build_changed_items(table, new_rows)
 
-    def _without_twins(self, table: str, rows: list[Fetched], stored: pa.Table | None) -> list[Fetched]:
+    def _reject_twins(self, table: str, rows: list[Fetched], stored: pa.Table | None) -> list[Fetched]:
         """Reject rows whose id belongs to a row with another parent.
 
         The stored row stays, or else the one that was read first. But a message that now shows in one other chat only,
@@ -284,7 +284,7 @@ class RowBuffer:
         changes = self._changes(table)
         incoming = build_arrow_table(TABLES[table], rows, changes.on_replaced)
         stored = None if self._stored is None else self._stored.rows(table, incoming)
-        accepted = self._without_twins(table, rows, stored)
+        accepted = self._reject_twins(table, rows, stored)
         if len(accepted) < len(rows):
             rows, incoming = accepted, build_arrow_table(TABLES[table], accepted)
         if table == "messages":

@@ -67,7 +67,7 @@ def find_missing(warehouse: Warehouse, states: States, settings: SourceSettings)
         behind = warehouse.lagging(settings.start_ms, final_ms, limit)
         lagging = {chat_id: at_ms for chat_id, at_ms in behind.items() if ("thread", chat_id) not in failed}
     lags = any(_is_due(chats, chat_id, at_ms) for chat_id, at_ms in lagging.items())
-    overflows = bool(_unread_overflows(messages)) if by_feed and not (orphans or named) else False
+    overflows = bool(_list_unread_overflows(messages)) if by_feed and not (orphans or named) else False
     # The messages prove that no chat is missing if every stored chat has some. A chat without messages would be proof
     # that there may be more of them, which nothing names.
     chats_proven = (
@@ -127,7 +127,7 @@ def _find_groups(
     return dict(sorted(groups.items(), key=lambda group: last_asked.get(group[0], -1))[:limit])
 
 
-def _unread_overflows(state: ListState) -> list[Overflow]:
+def _list_unread_overflows(state: ListState) -> list[Overflow]:
     """Return the overflowed timestamps whose chats have not all been read."""
     done = {name for name, progress in state.overflows_done.items() if progress.is_over}
     return [span for span in state.overflows if span.from_ms is not None and _name(span) not in done]
@@ -319,7 +319,7 @@ def read_overflows(state: ListState, context: StreamContext) -> Iterator[Any]:
     context = _limit_requests(context)
     try:
         with until("missing rows"):
-            for span in _unread_overflows(state):
+            for span in _list_unread_overflows(state):
                 if span.from_ms is None or span.to_ms is None or run.warehouse is None:
                     continue
                 progress = state.overflows_done.setdefault(_name(span), OverflowProgress())

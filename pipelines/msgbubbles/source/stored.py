@@ -86,7 +86,7 @@ class Warehouse:
         They have all columns that are stored: a warehouse of an older version lacks some.
         """
         parts = []
-        for some in _chunks(keys):
+        for some in _split(keys):
             query = f"SELECT * FROM {{{table}}} WHERE {where}{column} IN {{keys}}"
             part = self._query(query, values, lambda cursor: _read_arrow(cursor, TABLES[table]), some)
             parts += [] if part is None else [part]
@@ -110,7 +110,7 @@ class Warehouse:
     def read_chats(self, ids: Sequence[str]) -> list[str]:
         """Return which of these chats have been read."""
         query = "SELECT id FROM {read_chats} WHERE id IN {keys}"
-        found = [self._query(query, (), lambda cursor: cursor.fetchall(), some) or () for some in _chunks(ids)]
+        found = [self._query(query, (), lambda cursor: cursor.fetchall(), some) or () for some in _split(ids)]
         return [row[0] for rows in found for row in rows]
 
     def chats_between(self, lo_ms: int, hi_ms: int) -> set[str]:
@@ -306,5 +306,5 @@ def _mark_keys(client: Any, keys: Sequence[str]) -> tuple[str, Sequence[str]]:
     return f"({', '.join(['%s'] * len(keys))})", keys
 
 
-def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+def _split(values: Sequence[str]) -> Iterator[Sequence[str]]:
     return (values[start : start + KEYS_AT_ONCE] for start in range(0, len(values), KEYS_AT_ONCE))

@@ -93,7 +93,7 @@ class StreamReader(Generic[R]):
         below = {hi_ms: lo_ms for lo_ms, hi_ms in self._failed_pages.waiting()}
         gaps = [(lo_ms, below.get(hi_ms, hi_ms)) for lo_ms, hi_ms in self.coverage.gaps(start_ms)]
         readable = [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in gaps if lo_ms < hi_ms]
-        yield from self._read_tasks(readable, self._workers)
+        yield from self._read_tasks(readable, self._choose_workers)
         if is_cut_off:
             raise LimitReached("batch")
 
@@ -230,7 +230,7 @@ class StreamReader(Generic[R]):
         self.count(page)
         return interval.paginator.advance(page)
 
-    def _workers(self) -> int:
+    def _choose_workers(self) -> int:
         if not self.reads_ahead:
             return 1
         wanted = count_workers(self.settings.requests_per_minute, self.run.traffic.latency_seconds)

@@ -11,7 +11,7 @@ from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.outcome import explain_end
-from msgbubbles_sync.settings import account_names, load_settings
+from msgbubbles_sync.settings import list_account_names, load_settings
 from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, ROOT, Workspace
 
 from .accounts import run_each
@@ -65,7 +65,7 @@ def choose_workspace(options: Options) -> Workspace:
         if account is not None:
             raise UsageError(f"--sandbox has its own account. Omit --account, and unset {ACCOUNT_VARIABLE}.")
         return Workspace.from_path(database, destination)
-    configured = account_names()
+    configured = list_account_names()
     if account is None:
         if configured:
             raise SeveralAccountsError(configured)

@@ -12,7 +12,7 @@ from msgbubbles.source.run import Run
 from msgbubbles_sync.dbt.build_result import get_details_path
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE
 from msgbubbles_sync.report import RunReport
-from msgbubbles_sync.run_log import describe_failed_reads, iso_timestamp
+from msgbubbles_sync.run_log import describe_failed_reads, to_iso
 from msgbubbles_sync.text import format_count
 
 from .console import Reporter, build_table, count_requests, format_day
@@ -127,7 +127,7 @@ def find_warnings(run: Run) -> list[str]:
             names = ", ".join(sorted(progress.new_fields)[:10])
             warnings.append(f"{name}: fields unknown to this version are stored in the column extra: {names}")
         for overflow in sorted(progress.standing, key=lambda span: span.to_ms or 0)[:5]:
-            at = "without a timestamp" if overflow.to_ms is None else f"at {iso_timestamp(overflow.to_ms)}"
+            at = "without a timestamp" if overflow.to_ms is None else f"at {to_iso(overflow.to_ms)}"
             warnings.append(
                 f"{name}: tie overflow: more rows {at} than fit on a page; some may be missing "
                 "(pass --accept-ties if you know that none are)"

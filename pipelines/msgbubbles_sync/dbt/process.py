@@ -92,7 +92,7 @@ def load_manifest(names: Names, folder: Path | None = None) -> Manifest | None:
     `folder` has a copy of the project.
     """
     try:
-        content = _path(names, folder).read_bytes()
+        content = _get_path(names, folder).read_bytes()
         if content[:KEY_BYTES] != compute_key(names.target, names.own_schemas, folder=folder):
             return None
         parsed_with, _, packed = content[KEY_BYTES:].partition(b"\n")
@@ -106,7 +106,7 @@ def load_manifest(names: Names, folder: Path | None = None) -> Manifest | None:
 
 def store_manifest(manifest: Manifest, names: Names, folder: Path | None = None) -> None:
     """Store a manifest for all warehouses. `names` are those that it was parsed with."""
-    path = _path(names, folder)
+    path = _get_path(names, folder)
     with suppress(OSError):  # the next run parses again
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, new = tempfile.mkstemp(dir=path.parent)
@@ -135,7 +135,7 @@ def _rename(manifest: Manifest, before: Names, after: Names) -> None:
         test.schema = after.schema_prefix + (test.schema or "").removeprefix(before.schema_prefix)
 
 
-def _path(names: Names, folder: Path | None) -> Path:
+def _get_path(names: Names, folder: Path | None) -> Path:
     shared = PROJECT / "target" if IS_CHECKOUT else platformdirs.user_cache_path("msgbubbles") / "dbt"
     return (folder / "target" if folder else shared) / ".".join(
         filter(None, (names.target, names.own_schemas, "msgpack"))

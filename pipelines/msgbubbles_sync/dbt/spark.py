@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgbubbles_sync.destinations.parquet_files import STAGING
 from msgbubbles_sync.destinations.parquet_tables import read_tables
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.extras import install_command
+from msgbubbles_sync.extras import format_install_command
 from msgbubbles_sync.files import write_privately
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ appender.file.layout.pattern = %d %p %c: %m%n%ex
 def require() -> str:
     """Check that Spark can run, and describe with what. Raises `UsageError`."""
     if importlib.util.find_spec("pyspark") is None or importlib.util.find_spec("dbt.adapters.spark") is None:
-        raise UsageError(NO_SPARK.format(what=f"more packages: {install_command('spark')}"))
+        raise UsageError(NO_SPARK.format(what=f"more packages: {format_install_command('spark')}"))
     java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin{os.pathsep}{os.environ.get('PATH', '')}")
     if java is None:
         raise UsageError(NO_SPARK.format(what="Java 17 or 21 on the path, or in JAVA_HOME"))

@@ -94,7 +94,7 @@ class UnreadableFiles:
         if not self.files:
             return ""
         text = text or (FELL_BACK if self.is_needed else LEFT_OUT)
-        return text.format(files=" and ".join(map(str, self.files)), details=_details_file(workspace))
+        return text.format(files=" and ".join(map(str, self.files)), details=_get_details_path(workspace))
 
     def refuse(self, workspace: Workspace) -> None:
         """Raise `TransformError` if there are such files."""
@@ -115,8 +115,8 @@ class UnreadableFiles:
 
     def store(self, workspace: Workspace) -> None:
         with suppress(OSError):  # a full or read-only disk, which the run reports as well
-            write_privately(_details_file(workspace), "\n\n".join(self.messages) + "\n")
-            write_privately(_file(workspace), json.dumps(asdict(self)))
+            write_privately(_get_details_path(workspace), "\n\n".join(self.messages) + "\n")
+            write_privately(_get_path(workspace), json.dumps(asdict(self)))
 
     def copy_project(self, workspace: Workspace) -> Path:
         """Copy the project without these files, unless it has been. Returns the folder."""
@@ -136,7 +136,7 @@ def load_unreadable_files(workspace: Workspace, key: str) -> UnreadableFiles:
     """Load the files that dbt could not read when it read the project with this key."""
     unreadable = UnreadableFiles(key)
     with suppress(TypeError, KeyError):
-        stored = read_json(_file(workspace))
+        stored = read_json(_get_path(workspace))
         if stored["key"] == key:
             files = tuple(UnreadableFile(**file) for file in stored["files"])
             unreadable = UnreadableFiles(key, files, tuple(stored["messages"]))
@@ -201,9 +201,9 @@ def _search_files(project: Path) -> UnreadableFile | None:
     return None
 
 
-def _file(workspace: Workspace) -> Path:
+def _get_path(workspace: Workspace) -> Path:
     return workspace.dbt_folder / "unreadable.json"
 
 
-def _details_file(workspace: Workspace) -> Path:
+def _get_details_path(workspace: Workspace) -> Path:
     return workspace.dbt_folder / "unreadable.txt"

@@ -134,7 +134,7 @@ class Attached(Destination):
 
     def exists(self) -> bool:
         with self._attach("READ_ONLY") as connection:
-            schemas = _schemas(connection)
+            schemas = _list_schemas(connection)
         self._refuse_renamed(schemas)
         return self.dataset in schemas
 
@@ -154,7 +154,7 @@ class Attached(Destination):
         with self._attach(*options) as connection:
             if prefix or any(schema != name for schema, name in self._names.items()):
                 with transaction(connection):  # the job may create and drop tables meanwhile
-                    for schema, table in self._columns_by_prefix(connection).get(prefix, {}):
+                    for schema, table in self._read_columns_by_prefix(connection).get(prefix, {}):
                         connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                         connection.execute(
                             f"CREATE VIEW memory.{schema}.{quote_name(table)} AS "
@@ -202,7 +202,7 @@ class Attached(Destination):
 
     def prepare(self) -> None:
         with self._attach() as connection:
-            shown, schemas = self._columns_by_prefix(connection).get("", {}), _schemas(connection)
+            shown, schemas = self._read_columns_by_prefix(connection).get("", {}), _list_schemas(connection)
             is_own = has_own_rows(connection, self.write_schema)
             stored = read_columns(connection, "warehouse")
             version = self._read_state_version(connection)
@@ -255,7 +255,7 @@ class Attached(Destination):
 
     def _find_outdated_views(self, connection: duckdb.DuckDBPyConnection) -> dict[Key, str]:
         """Return the queries of all views; none if all views are up to date."""
-        columns = self._columns_by_prefix(connection)
+        columns = self._read_columns_by_prefix(connection)
         shown = columns.pop("", {})
         accounts = {prefix.removesuffix("_"): tables for prefix, tables in columns.items()}
 
@@ -276,7 +276,7 @@ class Attached(Destination):
         queries[VIEWS_DIGEST] = f"SELECT {quote_literal(digest)} AS digest"
         return {(self._names[schema], table): query for (schema, table), query in queries.items()}
 
-    def _columns_by_prefix(self, connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
+    def _read_columns_by_prefix(self, connection: duckdb.DuckDBPyConnection) -> dict[str, dict[Key, list[str]]]:
         """Return the columns of the tables for readers, by the prefix of the account's schemas.
 
         The prefix is empty for the views of all accounts, and for the tables of a single one.
@@ -341,6 +341,6 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, duckdb.Error) and "lock timeout" not in str(error)
 
 
-def _schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
+def _list_schemas(connection: duckdb.DuckDBPyConnection) -> set[str]:
     rows = connection.execute("SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'warehouse'").fetchall()
     return {name for (name,) in rows}

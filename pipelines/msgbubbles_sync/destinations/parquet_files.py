@@ -45,7 +45,7 @@ from .parquet_rewrite import (
     replace_files,
 )
 from .parquet_tables import merge_small_files, read_tables, select_all, write_json
-from .publish import new_copy, replace_database
+from .publish import prepare_copy, replace_database
 from .scratch import open_scratch
 from .union_accounts import MANY_ACCOUNTS, OWN_TABLES, READER_SCHEMAS, Key, ReaderTable, build_union
 
@@ -349,7 +349,7 @@ class ParquetFiles(Destination):
                 union = build_union(columns, lambda account, *key: f"({accounts[account][key].query})")
                 views = {key: table.query for key, table in union.items()}
             database = self._folder / "warehouse.duckdb"
-            copy = new_copy(database)
+            copy = prepare_copy(database)
             with duckdb.connect(str(copy)) as connection:
                 _create_views(connection, views)
                 write_comments(connection, DATASET, list_descriptions())

@@ -52,7 +52,7 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     file whole.
     """
     _remove_logs(database)  # before held marts are copied from it
-    copy = new_copy(database)
+    copy = prepare_copy(database)
     clone(work, copy)
     if held_marts:
         with duckdb.connect(str(copy)) as connection:
@@ -62,7 +62,7 @@ def publish(work: Path, database: Path, held_marts: Sequence[str] = ()) -> int:
     return replace_database(database, copy)
 
 
-def new_copy(database: Path) -> Path:
+def prepare_copy(database: Path) -> Path:
     """Return the path for a replacement of a database, next to the file that symbolic links lead to.
 
     Removes what killed processes left there.
@@ -98,16 +98,16 @@ def read_mark(database: Path) -> list[int] | None:
 
 def has_foreign_log(database: Path) -> bool:
     """Return whether another process has written to a published file, or still does."""
-    return any(log.exists() for log in _logs(database))
+    return any(log.exists() for log in _list_logs(database))
 
 
-def _logs(database: Path) -> Iterator[Path]:
+def _list_logs(database: Path) -> Iterator[Path]:
     # DuckDB names a log after the path that the file was opened with.
     return (name.with_name(f"{name.name}{end}") for name in follow_links(database) for end in LOGS)
 
 
 def _remove_logs(database: Path) -> None:
-    for log in _logs(database):
+    for log in _list_logs(database):
         log.unlink(missing_ok=True)
 
 

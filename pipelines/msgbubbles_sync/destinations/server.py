@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.extras import install_command
+from msgbubbles_sync.extras import format_install_command
 from msgbubbles_sync.lock import AnotherJobRunsError
 from msgbubbles_sync.sql import quote_literal, quote_name
 
@@ -110,7 +110,7 @@ def find_extension(name: str, title: str) -> Path:
     """
     package = importlib.util.find_spec(f"duckdb_extension_{name}")
     if package is None or package.origin is None:
-        raise UsageError(f"--destination {title} needs more packages: {install_command(title)}")
+        raise UsageError(f"--destination {title} needs more packages: {format_install_command(title)}")
     return Path(package.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
 
 

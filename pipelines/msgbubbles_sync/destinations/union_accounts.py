@@ -17,7 +17,7 @@ from msgbubbles_sync.files import move_damaged, read_json, sync_to_disk, write_p
 from msgbubbles_sync.sql import quote_literal, quote_name, read_columns
 
 from .comments import Comments, read_comments, write_comments
-from .publish import Options, has_foreign_log, new_copy, read_mark, replace_database
+from .publish import Options, has_foreign_log, prepare_copy, read_mark, replace_database
 
 # Schema and name of a table.
 Key = tuple[str, str]
@@ -109,7 +109,7 @@ def combine(files: Mapping[str, Path], own: str, database: Path, note: Path, opt
     versions = {account: file.stat().st_mtime_ns for account, file in files.items()}
     if read_json(note) == [versions, read_mark(database)] and not has_foreign_log(database):
         return
-    copy = new_copy(database)
+    copy = prepare_copy(database)
     with duckdb.connect(str(copy), config=options) as connection:
         connection.execute("SET preserve_insertion_order = false")
         sources = _attach_accounts(connection, files, own)

@@ -28,14 +28,14 @@ def check_version(destination: Destination) -> None:
     """Check that this release wrote the workspace and the published tables. Raises `UsageError` otherwise."""
     workspace = destination.workspace
     refuse_newer(workspace.version, str(workspace.folder))
-    published = published_version(destination)
+    published = read_published_version(destination)
     refuse_newer(published, destination.title)
     for version, what in ((workspace.version, str(workspace.folder)), (published, destination.title)):
         if version < LAYOUT_VERSION:
             raise UsageError(OLDER.format(what=what))
 
 
-def published_version(destination: Destination) -> int:
+def read_published_version(destination: Destination) -> int:
     """Return the version of the published tables.
 
     For a destination that cannot be opened, returns this release's version: the next operation on it will report why.
@@ -43,7 +43,7 @@ def published_version(destination: Destination) -> int:
     with suppress(UsageError, duckdb.Error):
         if destination.exists():
             with destination.open_reader() as connection:
-                return stored_version(connection, DATASET)
+                return read_stored_version(connection, DATASET)
     return LAYOUT_VERSION
 
 
@@ -53,7 +53,7 @@ def refuse_newer(version: int, what: str) -> None:
         raise UsageError(NEWER.format(what=what, found=version, version=LAYOUT_VERSION))
 
 
-def stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
+def read_stored_version(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
     """Return the version of the tables in a schema. A warehouse without tables has the version of this release."""
     version = read_value(connection, schema, VERSION_TABLE)
     if isinstance(version, int):

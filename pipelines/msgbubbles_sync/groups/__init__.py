@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from msgbubbles_sync.extras import install_command
+from msgbubbles_sync.extras import format_install_command
 
 if find_spec("duckdb") is None:
-    raise ModuleNotFoundError(f"duckdb is not installed: {install_command('groups')}", name="duckdb")
+    raise ModuleNotFoundError(f"duckdb is not installed: {format_install_command('groups')}", name="duckdb")

@@ -84,7 +84,7 @@ class Applier:
         Raises `AuthenticationError` for a key that does not work, and `Halt`.
         """
         views: dict[str, GroupView] = {}
-        for entry in self._ledger.unresolved():
+        for entry in self._ledger.list_unresolved():
             if entry.key in self._blocked:
                 continue
             try:

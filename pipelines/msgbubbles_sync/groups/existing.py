@@ -118,7 +118,7 @@ class _Importer:
             handles = read_members(self._context, chat_id, chat.from_handle)
         observation = Observation(key, chat.id, chat.from_handle, chat.title, handles, False, seen_at)
         self._ledger.record_observation(observation)
-        for entry in self._ledger.unresolved():
+        for entry in self._ledger.list_unresolved():
             if entry.key == key and entry.operation == "create":
                 self._ledger.finish(entry, OperationResult("succeeded", chat_id=chat.id, happened_at=chat.created_at))
         self.groups[key] = ObservedGroup(key, chat.id, None, None, frozenset())

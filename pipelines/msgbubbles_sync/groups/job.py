@@ -92,7 +92,7 @@ def list_groups(context: Context) -> dict[str, ObservedGroup]:
 def count_unresolved(context: Context) -> int:
     """Count the operations of earlier applies whose outcome is unknown."""
     with Ledger.open(context.workspace.folder) as ledger:
-        return len(ledger.unresolved())
+        return len(ledger.list_unresolved())
 
 
 def fetch_own_numbers(client: Client) -> frozenset[str] | None:
@@ -151,7 +151,7 @@ def forget_group(context: Context, key: str) -> ObservedGroup:
         group = observe_groups(ledger, read_published(context)).get(key)
         if group is None:
             raise UsageError(f"no group has the key {escape(key)}. Check the key in your table.")
-        if any(entry.key == key for entry in ledger.unresolved()):
+        if any(entry.key == key for entry in ledger.list_unresolved()):
             raise UsageError(f"{escape(key)} has an operation of unknown outcome. Run groups.py apply first.")
         ledger.forget(key)
         return group

@@ -210,7 +210,7 @@ class Ledger:
         """Return all operations, or those of one plan, in the order in which they were begun."""
         return self._entries("plan_id = ?", plan_id) if plan_id else self._entries("true")
 
-    def unresolved(self) -> list[Entry]:
+    def list_unresolved(self) -> list[Entry]:
         """Return the operations whose outcome is not known, in the order in which they were begun."""
         return self._entries("outcome IS NULL OR outcome = 'unknown'")
 
@@ -275,7 +275,7 @@ class Ledger:
                 self._run(f"UPDATE {table} SET landed_version = version")
             self._store_workspace()
 
-    def not_loaded(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
+    def list_unloaded(self) -> tuple[list[tuple[Entry, int]], list[tuple[Observation, int]]]:
         """Return the rows that the warehouse does not have in this version, each with its version.
 
         These are all rows after the file was moved here from the workspace of another destination.

@@ -31,7 +31,7 @@ def load_ledger(destination: Destination, redactor: Redactor) -> int:
     if not (workspace.folder / LEDGER).exists():
         return 0
     with Ledger.open(workspace.folder) as ledger:
-        entries, observations = ledger.not_loaded()
+        entries, observations = ledger.list_unloaded()
         if not (entries or observations) or not destination.has_tables():
             return 0
 

@@ -234,7 +234,7 @@ def describe_missing(error: duckdb.Error, query: str) -> str:
 
 def render_activity(activity: Activity, title: str, generated_at: datetime, failure: str | None) -> str:
     """Render the page, with the handles and titles that the warehouse has, and why the last run failed."""
-    return _template().render(
+    return _load_template().render(
         activity=activity,
         rows=activity.rows,
         asked_at={(row.weekday, row.hour): row.asked for row in activity.rows["hours"] or ()},
@@ -256,7 +256,7 @@ def _read(connection: duckdb.DuckDBPyConnection, query: str, **values: Any) -> l
 
 
 @cache
-def _template() -> Template:
+def _load_template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"duration": format_duration, "percent": format_percent, "day": format_day}
     return environment.from_string(files(__package__).joinpath("activity.html").read_text())

@@ -96,8 +96,8 @@ def send_test_event(url: str, settings: WebhookSettings, secret: str, spool: Pat
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise UsageError(f"{url} is not a URL. Pass one like https://hooks.example.com/") from None
     except httpx.TransportError as error:
-        return ProbeResult(url, event_id, None, _since(began), _explain_transport_error(error))
-    milliseconds = _since(began)
+        return ProbeResult(url, event_id, None, _measure_ms(began), _explain_transport_error(error))
+    milliseconds = _measure_ms(began)
     if status == 204:
         is_in_spool = any(event_id.encode() in path.read_bytes() for path in reversed(list_segments(spool)))
         return ProbeResult(url, event_id, status, milliseconds, None, is_in_spool)
@@ -120,5 +120,5 @@ def _explain_transport_error(error: httpx.TransportError) -> str:
     return f"the connection failed ({type(error).__name__}). Check the URL and the proxy"
 
 
-def _since(began: float) -> int:
+def _measure_ms(began: float) -> int:
     return round((time.perf_counter() - began) * 1000)

@@ -39,7 +39,7 @@ from .heartbeat import Heartbeat
 from .metrics import Metrics
 from .redact import CurrentPolicy, RedactDelivery
 from .secrets import SecretStore
-from .signature import Refusal, check_request, list_required_headers, signed_timestamp, signs
+from .signature import Refusal, check_request, find_signed_timestamp, is_signed, list_required_headers
 from .spool import SpoolWriter, spool_folder, stat_segments, webhooks_folder
 
 MAX_CONNECTIONS = 500
@@ -106,7 +106,7 @@ class Receiver:
                 now = self.now()
                 signed = self._verify(request, body, now)
                 if isinstance(signed, Refusal):
-                    return self._refuse(signed.value, 401, self._hint(request) if signed is Refusal.UNSIGNED else "")
+                    return self._refuse(signed.value, 401, self._suggest(request) if signed is Refusal.UNSIGNED else "")
                 take(0 if signed.body is body else len(signed.body))
                 return await self._store(signed, now, began)
         except TimeoutError:
@@ -213,8 +213,8 @@ class Receiver:
         return Signed(
             body if plain is None else plain,
             # An unsigned id could be forged.
-            headers.get(self.settings.id_header) if signs(self.settings, "id") else None,
-            signed_timestamp(self.settings, self.secrets.secrets, headers, signed_body) or "",
+            headers.get(self.settings.id_header) if is_signed(self.settings, "id") else None,
+            find_signed_timestamp(self.settings, self.secrets.secrets, headers, signed_body) or "",
         )
 
     def _check(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Refusal | None:
@@ -245,7 +245,7 @@ class Receiver:
             self.logged_at[topic] = now
             self.say(f"{line} (logged once a minute)")
 
-    def _hint(self, request: Request) -> str:
+    def _suggest(self, request: Request) -> str:
         """List the headers of a request, from which the right configuration can be found out."""
         names = [name for name in request.headers if re.fullmatch(r"[a-z0-9-]{1,40}", name)][:20]
         return f"expected {', '.join(list_required_headers(self.settings))}, got {', '.join(names)}"

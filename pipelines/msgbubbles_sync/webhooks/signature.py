@@ -34,7 +34,7 @@ class Refusal(StrEnum):
     STALE = "stale"
 
 
-def signs(scheme: WebhookSettings, part: str) -> bool:
+def is_signed(scheme: WebhookSettings, part: str) -> bool:
     """Return whether the signed content has the `id`, `timestamp` or `body`."""
     return f"{{{part}}}" in scheme.signed_content
 
@@ -42,13 +42,13 @@ def signs(scheme: WebhookSettings, part: str) -> bool:
 def list_required_headers(scheme: WebhookSettings) -> tuple[str, ...]:
     """Return the headers that a delivery must have."""
     optional = [("id", scheme.id_header), ("timestamp", scheme.timestamp_header)]
-    return (scheme.signature_header, *(name for part, name in optional if name and signs(scheme, part)))
+    return (scheme.signature_header, *(name for part, name in optional if name and is_signed(scheme, part)))
 
 
 def sign(scheme: WebhookSettings, secret: str, delivery_id: str, timestamp: str, body: bytes) -> dict[str, str]:
     """Sign a delivery with a secret. Returns its headers."""
     key = _decode_secret(secret)[-1]
-    digest = hmac.digest(key, _content(scheme, delivery_id, timestamp, body), scheme.digest).hex()
+    digest = hmac.digest(key, _build_content(scheme, delivery_id, timestamp, body), scheme.digest).hex()
     headers = {scheme.id_header: delivery_id, scheme.timestamp_header: timestamp}
     headers[scheme.signature_header] = f"v1={digest}" if scheme.timestamp_header else f"t={timestamp},v1={digest}"
     return {name: value for name, value in headers.items() if name}
@@ -64,31 +64,31 @@ def check_request(
     """
     if any(not headers.get(name) for name in list_required_headers(scheme)):
         return Refusal.UNSIGNED
-    timestamps = _timestamps(scheme, headers)
-    if signs(scheme, "timestamp") and not any(timestamps):
+    timestamps = _read_timestamps(scheme, headers)
+    if is_signed(scheme, "timestamp") and not any(timestamps):
         return Refusal.UNSIGNED
-    timestamp = signed_timestamp(scheme, secrets, headers, body)
+    timestamp = find_signed_timestamp(scheme, secrets, headers, body)
     if timestamp is None:
         return Refusal.FORGED
-    if signs(scheme, "timestamp"):
+    if is_signed(scheme, "timestamp"):
         at = parse_time(timestamp)
         if at is None or abs(now_seconds - at.timestamp()) > scheme.tolerance_seconds:
             return Refusal.STALE
     return None
 
 
-def signed_timestamp(
+def find_signed_timestamp(
     scheme: WebhookSettings, secrets: Iterable[str], headers: Mapping[str, str], body: bytes
 ) -> str | None:
     """Return the timestamp with which one of the secrets signed the body, as it is written; null if none did.
 
     Empty if the scheme signs no timestamp. Takes the same time whichever part of a signature is wrong.
     """
-    tokens = _tokens(scheme, headers)
+    tokens = _read_tokens(scheme, headers)
     keys = [key for secret in secrets for key in _decode_secret(secret)]
     signed = None
-    for timestamp in _timestamps(scheme, headers):
-        content = _content(scheme, headers.get(scheme.id_header) or "", timestamp, body)
+    for timestamp in _read_timestamps(scheme, headers):
+        content = _build_content(scheme, headers.get(scheme.id_header) or "", timestamp, body)
         for key in keys:
             digest = hmac.digest(key, content, scheme.digest)
             for token in tokens:
@@ -97,18 +97,18 @@ def signed_timestamp(
     return signed
 
 
-def _tokens(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
+def _read_tokens(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
     return re.split(r"[\s,;]+", headers.get(scheme.signature_header) or "")[:MAX_CANDIDATES]
 
 
-def _timestamps(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
+def _read_timestamps(scheme: WebhookSettings, headers: Mapping[str, str]) -> list[str]:
     """Return the candidates for the signed timestamp: one for each header line, or for each signature."""
-    if not signs(scheme, "timestamp"):
+    if not is_signed(scheme, "timestamp"):
         return [""]
     if scheme.timestamp_header:
         candidates = (headers.get(scheme.timestamp_header) or "").split("\n")
     else:
-        candidates = [token[2:] for token in _tokens(scheme, headers) if token.startswith("t=")]
+        candidates = [token[2:] for token in _read_tokens(scheme, headers) if token.startswith("t=")]
         # An HTTP date contains the separators of tokens.
         candidates += [date.strip(" ,;") for date in _DATES.findall(headers.get(scheme.signature_header) or "")]
     return list(dict.fromkeys(candidates))[:MAX_TIMESTAMPS] or [""]
@@ -124,7 +124,7 @@ def _decode_secret(secret: str) -> tuple[bytes, ...]:
     return tuple(key for key in keys if key)
 
 
-def _content(scheme: WebhookSettings, delivery_id: str, timestamp: str, body: bytes) -> bytes:
+def _build_content(scheme: WebhookSettings, delivery_id: str, timestamp: str, body: bytes) -> bytes:
     parts = {"{id}": delivery_id.encode("latin-1", "replace"), "{timestamp}": timestamp.encode("latin-1", "replace")}
     pieces = re.split(r"(\{id\}|\{timestamp\}|\{body\})", scheme.signed_content)
     return b"".join(body if piece == "{body}" else parts.get(piece, piece.encode()) for piece in pieces)

@@ -366,7 +366,7 @@ def test_entries_are_on_disk_before_the_request(new_world: NewWorld) -> None:
 
     def on_request(_account: Any, _number: int) -> None:
         with Ledger.open(world.workspace.folder) as ledger:
-            seen.append([(entry.key, entry.outcome) for entry in ledger.unresolved()])
+            seen.append([(entry.key, entry.outcome) for entry in ledger.list_unresolved()])
 
     world = new_world(Knobs(on_request=on_request))
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN))

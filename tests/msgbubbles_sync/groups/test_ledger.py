@@ -26,7 +26,7 @@ def begin(ledger: Ledger) -> Entry:
 
 
 def list_not_loaded(ledger: Ledger) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    entries, observations = ledger.not_loaded()
+    entries, observations = ledger.list_unloaded()
     return [(entry.operation_id, version) for entry, version in entries], [(seen.key, n) for seen, n in observations]
 
 
@@ -34,7 +34,7 @@ def test_row_is_loaded_again_only_after_a_change(ledger: Ledger) -> None:
     entry = begin(ledger)
     ledger.record_observation(SEEN)
     assert list_not_loaded(ledger) == ([(entry.operation_id, 1)], [("north", 1)])
-    ledger.set_loaded(*ledger.not_loaded())
+    ledger.set_loaded(*ledger.list_unloaded())
     assert list_not_loaded(ledger) == ([], [])
     ledger.finish(entry, OperationResult("succeeded", "chat"))
     ledger.record_observation(SEEN)
@@ -44,7 +44,7 @@ def test_row_is_loaded_again_only_after_a_change(ledger: Ledger) -> None:
 def test_row_that_changes_during_its_load_is_loaded_again(ledger: Ledger) -> None:
     entry = begin(ledger)
     ledger.record_observation(SEEN)
-    loading = ledger.not_loaded()
+    loading = ledger.list_unloaded()
     ledger.finish(entry, OperationResult("succeeded", "chat"))
     ledger.record_observation(SEEN)
     ledger.set_loaded(*loading)

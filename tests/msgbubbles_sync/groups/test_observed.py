@@ -258,8 +258,8 @@ def test_ledger_moved_to_another_destination_is_loaded_as_a_whole(
     other = Workspace.from_path(world.workspace.database, "filesystem")
     other.make_folders()
     with Ledger.open(world.workspace.folder) as ledger:
-        ledger.set_loaded(*ledger.not_loaded())
-        assert ledger.not_loaded() == ([], [])
+        ledger.set_loaded(*ledger.list_unloaded())
+        assert ledger.list_unloaded() == ([], [])
     with pytest.raises(UsageError, match="the ledger of company is in ") as refused, open_ledger(build_context(other)):
         pass
     (move,) = (line.split() for line in str(refused.value).splitlines() if line.startswith("  mv "))
@@ -267,6 +267,6 @@ def test_ledger_moved_to_another_destination_is_loaded_as_a_whole(
     for file in tmp_path.glob(".msgbubbles/company/groups.sqlite*"):
         file.replace(other.folder / file.name)
     with open_ledger(build_context(other)) as ledger:
-        assert [entry.key for entry, _ in ledger.not_loaded()[0]] == ["a"]
-        ledger.set_loaded(*ledger.not_loaded())
-        assert ledger.not_loaded() == ([], [])
+        assert [entry.key for entry, _ in ledger.list_unloaded()[0]] == ["a"]
+        ledger.set_loaded(*ledger.list_unloaded())
+        assert ledger.list_unloaded() == ([], [])

@@ -26,7 +26,7 @@ from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.files import purge_files
 from msgbubbles_sync.run_log import RunLog
 from msgbubbles_sync.settings import load_settings
-from msgbubbles_sync.tables import TABLES, column_definitions
+from msgbubbles_sync.tables import TABLES, define_columns
 from msgbubbles_sync.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_erased_handle_survives_in_no_column_and_no_file(workspace: Workspace, h
     with duckdb.connect(str(workspace.work)) as connection:
         connection.execute("DROP SCHEMA msgbubbles CASCADE; CREATE SCHEMA msgbubbles")
         for table in TABLES.values():
-            connection.execute(f"CREATE TABLE msgbubbles.{table.name} ({column_definitions(table)})")
+            connection.execute(f"CREATE TABLE msgbubbles.{table.name} ({define_columns(table)})")
             columns = [] if table.name in WITHOUT_PEOPLE else table.text_columns
             if columns:
                 names, marks = ", ".join(column.name for column in columns), ", ".join("?" * len(columns))

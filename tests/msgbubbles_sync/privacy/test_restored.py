@@ -79,7 +79,7 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     Record(erased=frozenset({Pseudonymizer(KEY).erased_handle(ANN)})).save(workspace)
     with Ledger.open(workspace.folder) as ledger:
         ledger.record_observation(Observation("support", "g", OURS, None, (BEN,), False, NOW))
-        ledger.set_loaded(*ledger.not_loaded())
+        ledger.set_loaded(*ledger.list_unloaded())
     if isinstance(destination, Attached):  # the tables are as after the first load
         with destination.open_writer() as connection:
             of_last_load = f"FROM {destination.write_schema}._dlt_loads"
@@ -103,7 +103,7 @@ def test_restored_backup_of_the_tables_is_followed(workspace: Workspace, monkeyp
     monkeypatch.setattr(job, "load_ledger", lambda *_arguments: None)
     job._load_ledger(context)
     with open_ledger(context) as ledger:
-        assert len(ledger.not_loaded()[1]) == 1
+        assert len(ledger.list_unloaded()[1]) == 1
     destination.prepare()
     assert not workspace.is_pending("restored", "ledger")
 

@@ -17,7 +17,7 @@ from msgbubbles.tables import CHATS
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.policy.applied import CONFIRMED
 from msgbubbles_sync.settings import load_settings
-from msgbubbles_sync.tables import WEBHOOK_EVENTS, column_definitions
+from msgbubbles_sync.tables import WEBHOOK_EVENTS, define_columns
 from msgbubbles_sync.webhooks import load
 from msgbubbles_sync.webhooks.load import count_dead_letters
 from msgbubbles_sync.webhooks.spool import Delivery, Segment, list_segments, spool_folder
@@ -80,7 +80,7 @@ def test_event_that_the_destination_refuses_becomes_a_dead_letter(tmp_path: Path
     (spool / "1-1.jsonl").write_text(line(1, handle="+14155550123"))
     load_all(workspace)
     with duckdb.connect(str(workspace.work)) as database:
-        columns = f"{column_definitions(WEBHOOK_EVENTS)}, _dlt_load_id VARCHAR, CHECK (handle IS NOT NULL)"
+        columns = f"{define_columns(WEBHOOK_EVENTS)}, _dlt_load_id VARCHAR, CHECK (handle IS NOT NULL)"
         database.execute("USE msgbubbles; ALTER TABLE webhook_events RENAME TO before")
         database.execute(f"CREATE TABLE webhook_events ({columns}); INSERT INTO webhook_events BY NAME FROM before")
     (spool / "2-1.jsonl").write_text(line(2, handle="nul \0") + line(3) + line(4, handle="+14155550123"))
@@ -125,7 +125,7 @@ def test_new_messages_and_chats_follow_the_policy(tmp_path: Path, monkeypatch: p
     spool = spool_folder(workspace)
     spool.mkdir(parents=True)
     with build_destination(workspace).open_writer() as database:
-        columns = f"{column_definitions(CHATS)}, _dlt_load_id VARCHAR"  # dlt adds no column with a constraint
+        columns = f"{define_columns(CHATS)}, _dlt_load_id VARCHAR"  # dlt adds no column with a constraint
         database.execute(f"CREATE SCHEMA msgbubbles; CREATE TABLE msgbubbles.chats ({columns})")
         database.execute("INSERT INTO msgbubbles.chats (id, _fetched_at) VALUES ('c', now())")
     at = "2026-01-02T09:00:00.000Z" if preset == "expired" else NINE

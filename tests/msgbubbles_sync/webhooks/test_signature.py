@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.hooks import KEY, SECRET, signed
 from msgbubbles_sync.settings import WebhookSettings
-from msgbubbles_sync.webhooks.signature import Refusal, check_request, signed_timestamp, signs
+from msgbubbles_sync.webhooks.signature import Refusal, check_request, find_signed_timestamp, is_signed
 
 STANDARD = WebhookSettings()
 BODY = b'{"type": "message.read"}'
@@ -73,7 +73,7 @@ def test_other_schemes_can_be_configured(scheme: str) -> None:
     assert check_request(chosen, ["plain secret"], headers, BODY, NOW) is None
     assert check_request(chosen, ["another secret"], headers, BODY, NOW) is Refusal.FORGED
     assert check_request(chosen, ["plain secret"], headers, BODY + b" ", NOW) is Refusal.FORGED
-    if signs(chosen, "timestamp"):
+    if is_signed(chosen, "timestamp"):
         assert check_request(chosen, ["plain secret"], headers, BODY, NOW + 400) is Refusal.STALE
 
 
@@ -93,7 +93,7 @@ def test_each_signature_may_have_its_own_timestamp() -> None:
         for header in (f"t=5,v1=00\n{right}", f"{right}\nt=5,v1=00", f"t=5,v1=00, {right}"):
             headers = {"stripe-signature": header}
             assert check_request(scheme, ["plain secret"], headers, BODY, NOW) is None, header
-            assert signed_timestamp(scheme, ["plain secret"], headers, BODY) == at
+            assert find_signed_timestamp(scheme, ["plain secret"], headers, BODY) == at
             assert check_request(scheme, ["plain secret"], headers, BODY, NOW + 400) is Refusal.STALE
             assert check_request(scheme, ["another secret"], headers, BODY, NOW) is Refusal.FORGED
 
