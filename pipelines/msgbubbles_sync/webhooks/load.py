@@ -237,12 +237,7 @@ class _Load:
             return None
         with suppress(*DLT_IS_NEEDED), self.destination.open_writer() as connection:
             batch = self._build_batch(events, Warehouse(lambda: nullcontext(SqlClient(connection))))
-            parts: list[tuple[Table, pa.Table, Strategy]] = [
-                (WEBHOOK_EVENTS, batch.events, self.strategy),
-                (CHATS, batch.chats, "delete-insert"),
-                (MESSAGES, batch.messages, "delete-insert"),
-            ]
-            merge_rows(connection, PIPELINE, (part for part in parts if part[1].num_rows))
+            merge_rows(connection, PIPELINE, batch.list_parts(self.strategy))
             return batch
         return None
 
@@ -282,6 +277,11 @@ class _Batch:
     messages: pa.Table
     stored: set[str]
 
+    def list_parts(self, strategy: Strategy) -> list[tuple[Table, pa.Table, Strategy]]:
+        """Return the tables to load with their rows, and how: events by a strategy."""
+        updates = [(table, rows) for table, rows in ((CHATS, self.chats), (MESSAGES, self.messages)) if rows.num_rows]
+        return [(WEBHOOK_EVENTS, self.events, strategy), *((*update, "delete-insert") for update in updates)]
+
 
 def _drop_rows(rows: pa.Table, refused: list[bool]) -> pa.Table:
     return filter_rows(rows, [not is_refused for is_refused in refused])
@@ -293,10 +293,5 @@ def _list_chats(events: Iterable[Event]) -> list[str]:
 
 
 def _build_resource(batch: _Batch, strategy: Strategy) -> Any:
-    def items() -> Iterator[Any]:
-        yield build_item(WEBHOOK_EVENTS, batch.events, strategy)
-        for table, rows in ((CHATS, batch.chats), (MESSAGES, batch.messages)):
-            if rows.num_rows:
-                yield build_item(table, rows)
-
+    items = [build_item(*part) for part in batch.list_parts(strategy)]
     return dlt.resource(items, name="webhook_events_and_messages")
