@@ -85,7 +85,7 @@ class ForbiddenError(AuthenticationError):
     """403: the key is valid, but has no access to this object, this endpoint or the whole account."""
 
 
-# What a request for one object may fail with while others succeed: all but a wrong key.
+# The errors of a request for one object that leave others possible: all but a wrong key.
 SKIPPABLE_ERRORS = (RetryableError, PermanentError, ForbiddenError)
 
 

@@ -24,7 +24,7 @@ _SPACE = re.compile(rb"[ \t\r\n\f\v\0]*+")
 _COLON = re.compile(rb"\s*+:")
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _MAY_BE_TOO_LARGE = re.compile(rb"[0-9]{%d}|[0-9][eE]\+?[0-9]{3}" % MAX_DIGITS)
-# What is between brackets, and runs of brackets with that: few matches for a value that nests very deep.
+# The bytes between brackets, and runs of brackets with them: few matches for a value that nests very deep.
 _BETWEEN = rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+'
 _UP_TO_BRACKET = re.compile(_BETWEEN, re.DOTALL)
 _BRACKETS = re.compile(rb"([\[{]++|[\]}]++)" + _BETWEEN, re.DOTALL)

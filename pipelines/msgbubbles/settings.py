@@ -90,7 +90,7 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refresh_rules(self) -> dict[str, tuple[RefreshRule, ...]]:
-        """What each stream reads again, and how often."""
+        """The rows that each stream reads again, and how often."""
         return {"chats": self.refresh_chats, "messages": self.refresh_messages}
 
     def limit_refresh(self, last_run_ms: int, now_ms: int) -> float:

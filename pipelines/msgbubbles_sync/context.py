@@ -1,4 +1,4 @@
-"""What a command works with: built once in the CLI and passed down."""
+"""The workspace, settings and console of a command: built once in the CLI and passed down."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Context:
     workspace: Workspace
     settings: Settings
     console: Console
-    # What failed before the command, by part of a run, and why.
+    # The reasons why parts of a run failed before the command, by part.
     failed_parts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -70,7 +70,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may do.
+    """The limits of one run.
 
     It reads nothing older than `since` (UTC), makes at most `max_requests`, and ends after the request in flight when
     `stop` is set.

@@ -101,7 +101,7 @@ class StreamLoader:
                     self._say(f"batch {report.batches} loaded")
                     self._store_failed_reads()
                     between_batches()
-            # What a table lacks that is held back is not missing in the others.
+            # The rows that a held table lacks are not missing in the others.
             if run.error is None and run.halt is None and not self._destination.held:
                 self._reconcile()
                 self._report_silence()

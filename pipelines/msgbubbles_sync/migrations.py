@@ -59,7 +59,7 @@ def _upgrade(destination: Destination, version: int, *, has_tables: bool) -> Non
     workspace = destination.workspace
     workspace.set_pending("transform", "publish")
     forget_build(workspace)
-    # What an older release has extracted and not loaded is read again, from where the last finished load ended.
+    # Rows that an older release has extracted and not loaded are read again, from the end of the last finished load.
     for name in PIPELINES:
         remove(workspace.dlt_folder / name)
     for number in range(min(workspace.version, version), LAYOUT_VERSION):

@@ -47,7 +47,7 @@ def ends_run(error: Exception) -> bool:
 
 @dataclass
 class RunReport:
-    """What a run did and how it ended.
+    """The work of a run, and how it ended.
 
     Attributes:
         run: What it has read.
@@ -155,7 +155,7 @@ class RunReport:
 
     @property
     def ended_by(self) -> BaseException | None:
-        """What ended the run early: an exception, a signal, an error of the API, or a limit."""
+        """The cause of an early end: an exception, a signal, an error of the API, or a limit."""
         if self.failure is not None or isinstance(self.run.halt, Interrupted):
             return self.failure or self.run.halt
         return self.run.error or self.transform_error or self.run.halt

@@ -1,4 +1,4 @@
-"""What is recorded about a run: a line of the run log, and a row of `msgbubbles.sync_runs`."""
+"""The record of a run: a line of the run log, and a row of `msgbubbles.sync_runs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, NotRequired, Required, TypedDict
 
 
 class RowCounts(TypedDict):
-    """What became of the rows of a table. `replaced` counts those with a value that cannot be stored."""
+    """The outcome for the rows of a table. `replaced` counts those with a value that cannot be stored."""
 
     new: int
     changed: int

@@ -72,7 +72,7 @@ WEBHOOK_EVENTS = Table(
     person_key="handle",
     dated_by="coalesce(message_at, occurred_at)",
 )
-# What was done to groups stays when a chat goes: only the people in it are removed.
+# Operations on groups stay when a chat goes: only the people in them are removed.
 GROUP_OPERATIONS = Table(
     "group_operations",
     "One row per request to change a group, with its outcome.",
@@ -198,6 +198,6 @@ JOB_TABLES: dict[str, Table] = {
 }  # fmt: skip
 # Every table that is loaded, by name.
 TABLES: dict[str, Table] = SOURCE_TABLES | {table.name: table for table in LATER_TABLES} | JOB_TABLES
-# What somebody has put in the place of a loaded table gets this name, or this with a number.
+# A relation of others in the place of a loaded table gets this name, or this with a number.
 REPLACED = "{table}_replaced"
 REPLACED_NAME = re.compile(rf"({'|'.join(TABLES.keys() - {PRIVACY.name, ERASURES.name})})_replaced(_\d+)?")

@@ -20,9 +20,9 @@ POLL_SECONDS = 0.2
 DEBOUNCE_SECONDS = 0.1
 # Of one core, and of one disk.
 MAX_SHARE = 0.25
-# What publishing costs at most, so that a disk that stalls for minutes delays the next cycle no further than 5 minutes.
+# The limit of the cost of publishing: a disk that stalls for minutes delays the next cycle by 5 minutes at most.
 MAX_PUBLISH_SECONDS = 75.0
-# What time without cycles saves up for later, in CPU seconds: the cost of a cycle that starts dbt (about 9), because
+# The most that time without cycles saves up, in CPU seconds: the cost of a cycle that starts dbt (about 9), because
 # the event after it should not wait for half a minute.
 MAX_CREDIT_SECONDS = 10.0
 # While there is credit, no cycle makes the next one wait longer. At this interval, cycles of up to a CPU second take a

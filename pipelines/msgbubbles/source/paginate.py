@@ -46,7 +46,7 @@ class Overflow(NamedTuple):
 
 @dataclass(frozen=True)
 class PageResult(Generic[R]):
-    """What one page proves about the interval.
+    """The part of the interval that one page covers.
 
     Attributes:
         covered_from_ms: Everything from this time on has been read; null while unknown. The last page may reach

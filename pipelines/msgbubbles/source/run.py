@@ -199,7 +199,7 @@ class MissingRows:
 
 @dataclass(frozen=True)
 class StreamContext:
-    """What the readers of one stream share.
+    """The shared state of the readers of one stream.
 
     `before_request` is called before each request about one chat, and may raise `LimitReached`.
     """

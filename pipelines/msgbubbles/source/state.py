@@ -165,7 +165,7 @@ class ChatsState(ListState):
     participants_hidden: list[list[str]] = field(default_factory=list)
 
 
-# What the reader of each stream adds to the state of its resource.
+# The state that the reader of each stream adds to that of its resource.
 STATES_BY_STREAM: dict[str, type[NumbersState | MessagesState | ChatsState]] = {
     "numbers": NumbersState,
     "messages": MessagesState,

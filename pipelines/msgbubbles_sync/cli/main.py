@@ -69,7 +69,7 @@ COMMON = ("database", "account", "destination", "sandbox")
 
 @dataclass(frozen=True)
 class Session:
-    """What a command works with, by its options."""
+    """The context of a command and its output, by its options."""
 
     context: Context
     reporter: Reporter

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgbubbles_sync.text import format_count
 
-# What an ASCII terminal shows in place of the symbols of progress and of `status`.
+# The characters that an ASCII terminal shows in place of the symbols of progress and of `status`.
 ASCII_SYMBOLS = {"█": "#", "▓": "*", "▒": "+", "░": ":", "·": ".", "…": "...", "→": "->"}
 # How long work waits for the reader of its output.
 PATIENCE_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""What failed when the marts were last built, and what took too long to be run again each time."""
+"""The failures of the last build of the marts, and the models and data tests that took too long."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Timeouts = dict[str, tuple[int, float, int]]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What failed when the marts were last built.
+    """The failures of the last build of the marts.
 
     Attributes:
         failed_tests: The data tests that failed.

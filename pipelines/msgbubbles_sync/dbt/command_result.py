@@ -46,7 +46,7 @@ class CommandResult:
 
     @cached_property
     def reason(self) -> str | None:
-        """What the database's messages mean and how to fix it; null if unknown."""
+        """The meaning of the database's messages and how to fix it; null if unknown."""
         return self._destination.explain(self.messages)
 
     def explain(self) -> str:

@@ -43,7 +43,7 @@ WHERE database_name = current_database()
 ORDER BY ALL"""
 FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.S)
 CHANGES = frozenset({"begin", "commit", "create", "alter", "drop", "delete", "insert", "update", "comment"})
-# What only reads is dbt's own: its outcome is in the key.
+# Statements that only read are dbt's own: their outcome is in the key.
 READS = frozenset({"select", "describe"})
 # An increment of more changed messages is worth more than one thread.
 FEW_MESSAGES = 10_000
@@ -87,7 +87,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What one incremental run executes, in order, and its data tests. It holds while `key` is the same."""
+    """The statements of one incremental run, in order, and its data tests. It holds while `key` is the same."""
 
     key: str
     steps: list[Step]
@@ -207,7 +207,7 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
     names = {name for _, name in tables}
     if any(schema == "msgbubbles" for schema, _ in tables) or not names <= ids.keys() | BOOKKEEPING:
         return []
-    # What is built from this model may be read as the last run has left it, and changes only after this model has.
+    # Models built from this one may be read as the last run has left them, and change only after this one has.
     later = {model.alias for model in models.values() if node.unique_id in model.depends_on.nodes}
     own = BOOKKEEPING | later | {node.alias}
     return sorted({read for name in names - own for read in follow(ids[name], models)})

@@ -171,13 +171,13 @@ class _Dbt:
         self.unreadable = UnreadableFiles()
         # Whether models were built from scratch that would otherwise have been updated.
         self.has_rebuilt = False
-        # What the statements of a run depend on, except for the relations in the database.
+        # The inputs of the statements of a run, except for the relations in the database.
         self.depends_on = (compute_key(*self._names).hex(), json.dumps(variables), settings.transforms.data_tests)
         # The nodes of all commands; the statements executed for them, in order, each with the id of its node.
         self.nodes: list[Any] = []
         self.executed: list[tuple[str, str]] = []
         self._building: set[str] = set()
-        # What took too long, and which of that is not run again yet.
+        # The models and data tests that took too long, and those of them that are not run again yet.
         self.timed_out: Timeouts = {}
         self._waiting: list[str] = []
 

@@ -25,7 +25,7 @@ PROJECT_FILE = re.compile(r"dbt_project\.yml|profiles\.yml")
 # The models that need each other. The one that was changed last is left out.
 IN_CYCLE = re.compile(r"(?:Found a cycle:|-->) model\.\w+\.(\w+)")
 SAME_NAME = re.compile(r"found two \w+ with the (?:name|database representation)")
-# What `macros/schemas.sql` refuses.
+# The message with which `macros/schemas.sql` refuses a model.
 REPLACES_LOADED_TABLES = re.compile(r"has the loaded tables: choose another\s+> in \w+ \w+ \((\S+)\)")
 # dbt names one file at a time, and takes a second for each.
 MAX_FILES = 10

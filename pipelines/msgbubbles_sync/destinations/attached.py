@@ -88,7 +88,7 @@ class Attached(Destination):
 
     @property
     def _lock_scope(self) -> str:
-        """What distinguishes schemas of one name in a database."""
+        """A text that distinguishes schemas of one name in a database."""
         return ""
 
     @property

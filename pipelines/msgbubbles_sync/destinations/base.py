@@ -53,7 +53,7 @@ class Destination(ABC):
         self.dataset = self.name_schema(DATASET)
         # The name of that schema in a connection for writing. In a connection for reading, it is always `msgbubbles`.
         self.write_schema = DATASET
-        # What somebody has changed in the tables, and `prepare` has changed back.
+        # The changes of others to the tables that `prepare` has undone.
         self.repaired: list[str] = []
         # The tables that are held back, because nothing can be loaded into them, and why: somebody has changed them.
         self.held: dict[str, str] = {}

@@ -21,7 +21,7 @@ from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.sql import quote_name, transaction
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
-# What dlt leaves out of the digest of a state: the rest of it is the same in every working folder.
+# The fields that dlt leaves out of the digest of a state: the others are the same in every working folder.
 NOT_IN_DIGEST = ("_local", "_state_version", "_state_engine_version", "_version_hash")
 # After these errors dlt may load what DuckDB has refused here: it adds columns, names rows, uses other statements. It
 # would only meet others, such as that of a full disk, again.

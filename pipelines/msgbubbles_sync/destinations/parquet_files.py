@@ -72,7 +72,7 @@ REPLACED_FILES_SECONDS = 3600
 
 
 class ReaderView(msgspec.Struct, frozen=True):
-    """What readers see of an account.
+    """The files of an account that readers see.
 
     `tables` is by schema and name, `marts` has the build of each mart, and `old` has the Unix timestamp at which a file
     or build was replaced, by its path in the folder.

@@ -35,7 +35,7 @@ FICLONE = 0x40049409  # <linux/fs.h>: share the blocks of another file, on file 
 # The write-ahead log, and its names while DuckDB writes the file.
 LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 
-# What DuckDB raises for a damaged file, and the messages that distinguish damage from other causes.
+# The exceptions of DuckDB for a damaged file, and the messages that distinguish damage from other causes.
 DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 DAMAGE_WORDS = re.compile(
     "not a valid duckdb database|corrupt|checksum|could not read enough bytes|failed to deserialize|is a directory",

@@ -18,7 +18,7 @@ from jinja2 import Environment, Template
 
 from msgbubbles_sync.errors import UsageError
 
-# What DuckDB raises if a mart is missing, or is of another release.
+# The exceptions of DuckDB if a mart is missing, or is of another release.
 NOT_BUILT = (duckdb.CatalogException, duckdb.BinderException)
 WAITING_SHOWN = 25
 AGES = ("< 1 h", "1–4 h", "4–24 h", "1–3 days", "3–7 days", "1–4 weeks", "> 4 weeks")
@@ -178,7 +178,7 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Activity:
-    """What happened in the days from `first` to `last`, both included, in the account's time zone.
+    """The activity in the days from `first` to `last`, both included, in the account's time zone.
 
     `rows` are those of each of QUERIES, null if it reads what the warehouse lacks; `missing` says what, by its name.
     """

@@ -26,7 +26,7 @@ ORDER BY version DESC, created_at DESC LIMIT 1"""
 
 
 class LocalState:
-    """What is stored about a warehouse. States and records are read once, when they are first needed."""
+    """The stored facts about a warehouse. States and records are read once, when they are first needed."""
 
     def __init__(self, context: Context) -> None:
         self.workspace, self.destination = context.workspace, context.destination

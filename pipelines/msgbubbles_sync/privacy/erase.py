@@ -48,7 +48,7 @@ IS_THEIRS = "IN (SELECT id FROM gone_people)"
 
 @dataclass
 class Certificate:
-    """What was erased: `rows` deleted or changed, by table, and how many `people` were found. It names nobody.
+    """The result of an erasure: `rows` deleted or changed, by table, and the number of `people`. It names nobody.
 
     `out_of_reach` is where copies of the rows may be that only the user can remove.
     """

@@ -24,7 +24,7 @@ class CutResponse(Response):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a request is answered with: an object, or with `has_more` a page of rows."""
+    """The answer to a request: an object, or with `has_more` a page of rows."""
 
     data: object
     has_more: bool | None = None

@@ -20,7 +20,7 @@ from .signature import sign
 from .spool import list_segments
 
 TIMEOUT_SECONDS = 10.0
-# What to do about each answer.
+# The fix for each answer.
 FIXES = {
     401: (
         "its signature is wrong there. Restart a receiver that has WEBHOOKS__SECRETS, compare signature_header and "

@@ -39,7 +39,7 @@ SECONDS_TO_STOP = 10.0
 # so long while it is invalid.
 QUIET_SECONDS = 1.0
 SECONDS_TO_SAVE = 5.0
-# What a configuration file says about privacy: from each line that names it to the next section.
+# The parts of a configuration file about privacy: from each line that names it to the next section.
 PRIVACY = re.compile(r"^[^#\n]*privacy.*?(?=^\s*\[|\Z)", re.I | re.M | re.S)
 STILL_IN_USE = "the configuration has changed and is not valid: the one before stays in use. {error}"
 NOT_LOADED = "the configuration has changed and is not valid, and may ask for more privacy: nothing is loaded. {error}"
