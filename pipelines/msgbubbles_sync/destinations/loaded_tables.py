@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from msgbubbles.tables import PARTICIPANT_LISTS, ColumnType
+from msgbubbles.tables import CHAT_TITLES, CHATS, PARTICIPANT_LISTS, ColumnType
 from msgbubbles_sync.sql import fetch_rows, list_columns, quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, REPLACED, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
@@ -49,6 +49,7 @@ KINDS: dict[ColumnType, set[str]] = {
 }
 # Columns outside of the key by which rows of different times differ.
 VERSIONED = {PARTICIPANT_LISTS.name: {"_fetched_at"}}
+LOST_TITLES = f"{CHAT_TITLES.name} (missing)"
 CHANGED = "somebody has changed {what}: changed back"
 IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
 written into this table until then. Remove what is in its way there, and run {statement}"""
@@ -107,6 +108,14 @@ def find_repairs(
             repairs.append(
                 Repair(table, f"{table}.{name} (missing)", (f"{alter} ADD COLUMN {quote_name(name)} {value}",))
             )
+    # Chats that are read again unchanged bring no title.
+    needed = {*CHAT_TITLES.column_names, LOAD_ID, "id"} - {"chat_id"}
+    if not is_old and CHAT_TITLES.name not in {*tables, *views} and needed <= {*tables.get(CHATS.name, ())}:
+        path = f"{schema}.{quote_name(CHAT_TITLES.name)}"
+        titles = f"id AS chat_id, title, updated_at, _fetched_at, {LOAD_ID}"
+        chats = f"{schema}.{quote_name(CHATS.name)}"
+        create = f"CREATE TABLE {path} AS SELECT {titles} FROM {chats} WHERE title IS NOT NULL"  # noqa: S608
+        repairs.append(Repair(CHAT_TITLES.name, LOST_TITLES, (create,)))
     for table, shown in views.items():
         new = _choose_name(table, {*tables, *views})
         renamed, path = quote_name(new), f"{schema}.{quote_name(table)}"

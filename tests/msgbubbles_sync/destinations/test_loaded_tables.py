@@ -69,6 +69,7 @@ CHANGES = [
         "DROP TABLE sync_runs; CREATE VIEW sync_runs AS SELECT 1 AS x": "sync_runs (a view, now sync_runs_replaced)",
         "DROP TABLE _dlt_version; DROP TABLE _dlt_loads": "changed or removed a table",
     },
+    {"DROP TABLE chat_titles": "chat_titles (missing)"},
 ]
 
 
@@ -92,6 +93,9 @@ def test_tables_that_somebody_changed_are_loaded_completely(
     assert run_complete(workspace) == ""
     with duckdb.connect(str(workspace.database), read_only=True) as database:
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchall() == [(2,)]
+        titles = "SELECT DISTINCT chat_id, title FROM msgbubbles.chat_titles ORDER BY ALL"
+        chats = "SELECT id, title FROM msgbubbles.chats WHERE title IS NOT NULL ORDER BY ALL"
+        assert database.execute(titles).fetchall() == database.execute(chats).fetchall() != []
     named = " ".join([*changes, *(what for what in changes.values() if "view" not in what)])
     checked = check_destination(build_context(workspace)).what
     assert {*re.findall(r"\w+_replaced\w*", checked)} >= {*re.findall(r"\w+_replaced\w*", named)}
