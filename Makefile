@@ -30,7 +30,7 @@ check: .venv/ready
 test: .venv/ready
 	@$(MAKE) --no-print-directory --jobs=2 lint words types pytest
 
-pytest: .venv/ready
+pytest: .venv/compiled
 	$(PY) -m pytest
 
 lint: .venv/ready
@@ -86,6 +86,10 @@ bench: .venv/ready
 	@command -v uv >/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	@PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip sync --quiet --python $(PY) --require-hashes requirements.lock
 	@touch $@
+
+# Otherwise each worker of the first tests compiles the libraries.
+.venv/compiled: .venv/ready
+	@$(PY) -m pytest --collect-only --quiet --numprocesses=0 >/dev/null; touch $@
 
 .venv/spark .venv/browser: .venv/%: requirements-%.lock .venv/ready
 	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --quiet --python $(PY) --no-deps --require-hashes -r $<
