@@ -286,14 +286,13 @@ def test_output_that_waits_for_a_reader_stops_no_run(new_job: NewJob, command: t
     os.close(writing)
 
 
-@pytest.mark.parametrize("path", ['O\'Neil "a"/company.duckdb', "day=1/a[1]{b}=2.duckdb"])
-def test_path_with_characters_that_queries_quote_is_loaded_and_published(new_job: NewJob, path: str) -> None:
+def test_path_with_characters_that_queries_quote_is_loaded_and_published(new_job: NewJob) -> None:
     job = new_job(chats=3, messages=10)
-    database = job.folder / path
+    database = job.folder / 'O\'Neil "a" day=1' / "a[1]{b}=2.duckdb"
     database.parent.mkdir()
-    for _ in range(2):
+    for transform in (False, True):
         write_something(job)
-        job.run("--database", str(database), transform=True)
+        job.run("--database", str(database), transform=transform)
         assert differences(database, job.server.truth()) == {}
     job.ask("verify", "--full", "--database", str(database))
 

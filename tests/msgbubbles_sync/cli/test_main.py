@@ -226,7 +226,7 @@ def test_closed_pipe_ends_quietly(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("is_limited", [True, False])
-def test_reader_that_stops_gets_whole_lines_and_is_told_how_many_are_missing(is_limited: bool) -> None:
+def test_reader_that_stops_gets_whole_lines_and_the_number_of_missing_ones(is_limited: bool) -> None:
     limit = "output.limit_waiting()" if is_limited else ""
     with subprocess.Popen(
         [sys.executable, "-c", START.format(body=textwrap.indent(WRITES.format(limit=limit), "    "))],
