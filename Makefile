@@ -42,7 +42,7 @@ types: .venv/ready
 	$(PY) -m mypy
 
 unit: .venv/ready
-	$(PY) -m pytest --quiet --numprocesses=2 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync
+	$(PY) -m pytest --quiet --numprocesses=3 -m 'not slow and not spark' tests/msgbubbles tests/msgbubbles_sync
 
 test-spark: .venv/spark
 	$(PY) -m pytest -m spark --numprocesses=0
