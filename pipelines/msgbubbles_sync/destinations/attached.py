@@ -209,7 +209,8 @@ class Attached(Destination):
             if is_own:
                 drop_old_states(connection, self.write_schema)
             repairs = self._find_repairs(connection) if is_own else []
-            has_lost_rows = has_lost_columns(connection, self.write_schema)
+            loaded = {table: columns for (schema, table), columns in stored.items() if schema == self.dataset}
+            has_lost_rows = has_lost_columns(connection, self.write_schema, loaded)
         self._refuse_renamed(schemas)
         shows_accounts = ACCOUNTS in shown
         if self.prefix and shown and not shows_accounts:

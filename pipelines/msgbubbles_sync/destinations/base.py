@@ -21,7 +21,7 @@ from msgbubbles_sync.tables import JOB_TABLES, REPLACED_NAME
 from msgbubbles_sync.workspace import DATASET, PIPELINE, Workspace
 
 from .comments import list_descriptions, write_comments
-from .loaded_tables import LOST_TITLES, Repair, forget_schema, repair
+from .loaded_tables import Repair, forget_schema, repair
 from .publish import Options
 
 # The file that lists the tables that nothing could be loaded into.
@@ -148,8 +148,7 @@ class Destination(ABC):
         Everything is read again if tables may lack rows or values: those that are changed back, and those that were
         held back before. A killed process begins again.
         """
-        if not has_lost_rows:  # an account without titles has no such table
-            repairs = [change for change in repairs if change.what != LOST_TITLES]
+        repairs = [change for change in repairs if has_lost_rows or not change.only_if_rows_are_lost]
         file = self.workspace.folder / HELD_TABLES
         before = read_json(file)
         suspects = {

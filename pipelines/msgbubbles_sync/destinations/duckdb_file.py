@@ -17,7 +17,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponen
 from msgbubbles_sync.errors import CombinedFileError, UsageError
 from msgbubbles_sync.files import is_older_than, read_json, write_privately
 from msgbubbles_sync.settings import SyncSettings
-from msgbubbles_sync.sql import list_tables, quote_literal, quote_name, transaction
+from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_name, transaction
 from msgbubbles_sync.workspace import DATASET, Workspace
 
 from .base import Destination
@@ -191,7 +191,7 @@ class DuckDBFile(Destination):
     def _repair_tables(self) -> None:
         with self.open_writer() as connection:
             columns = connection.execute(COLUMNS.format(schema=DATASET)).fetchall()
-            has_lost_rows = has_lost_columns(connection, DATASET)
+            has_lost_rows = has_lost_columns(connection, DATASET, list_columns(connection, DATASET))
             self._undo_changes(connection, find_repairs(columns, DATASET), has_lost_rows=has_lost_rows)
 
     def _check_accounts(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import duckdb
 
 from msgbubbles.tables import CHAT_TITLES, CHATS, PARTICIPANT_LISTS, ColumnType
-from msgbubbles_sync.sql import fetch_rows, list_columns, quote_name
+from msgbubbles_sync.sql import fetch_rows, quote_name
 from msgbubbles_sync.tables import CLAIM_TABLE, JOB_TABLES, REPLACED, SQL_TYPES, TABLES
 from msgbubbles_sync.workspace import PIPELINE
 
@@ -49,7 +49,6 @@ KINDS: dict[ColumnType, set[str]] = {
 }
 # Columns outside of the key by which rows of different times differ.
 VERSIONED = {PARTICIPANT_LISTS.name: {"_fetched_at"}}
-LOST_TITLES = f"{CHAT_TITLES.name} (missing)"
 CHANGED = "somebody has changed {what}: changed back"
 IRREPARABLE = """{title}: somebody has changed {what}, and the database refuses to change it back ({why}): nothing is
 written into this table until then. Remove what is in its way there, and run {statement}"""
@@ -62,6 +61,8 @@ class Repair:
     table: str
     what: str
     statements: tuple[str, ...]
+    # The table may be missing because the account has no rows for it.
+    only_if_rows_are_lost: bool = False
 
 
 def find_repairs(
@@ -115,7 +116,8 @@ def find_repairs(
         titles = f"id AS chat_id, title, updated_at, _fetched_at, {LOAD_ID}"
         chats = f"{schema}.{quote_name(CHATS.name)}"
         create = f"CREATE TABLE {path} AS SELECT {titles} FROM {chats} WHERE title IS NOT NULL"  # noqa: S608
-        repairs.append(Repair(CHAT_TITLES.name, LOST_TITLES, (create,)))
+        what = f"{CHAT_TITLES.name} (missing)"
+        repairs.append(Repair(CHAT_TITLES.name, what, (create,), only_if_rows_are_lost=True))
     for table, shown in views.items():
         new = _choose_name(table, {*tables, *views})
         renamed, path = quote_name(new), f"{schema}.{quote_name(table)}"
@@ -172,9 +174,11 @@ def has_own_rows(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
     )
 
 
-def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str) -> bool:
-    """Return whether somebody has removed or renamed a loaded table of the schema `path`, or a column of one."""
-    stored = list_columns(connection, path)
+def has_lost_columns(connection: duckdb.DuckDBPyConnection, path: str, stored: Mapping[str, Collection[str]]) -> bool:
+    """Return whether somebody has removed or renamed a loaded table of the schema `path`, or a column of one.
+
+    `stored` are the columns of each table and view of the schema.
+    """
     with suppress(duckdb.CatalogException, duckdb.BinderException, ValueError, KeyError):
         row = connection.execute(STORED_SCHEMA.format(schema=path), [PIPELINE]).fetchone()
         created = json.loads(row[0])["tables"] if row else {}
