@@ -103,6 +103,8 @@ def receiving(
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
         with httpx.Client(trust_env=False, timeout=30) as http:
             yield Served(url, receiver, log, http)
     finally:

@@ -254,9 +254,10 @@ class Receiver:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async def beat() -> None:
             while True:
-                await asyncio.to_thread(self._beat)
                 await asyncio.sleep(HEARTBEAT_SECONDS)
+                await asyncio.to_thread(self._beat)
 
+        await asyncio.to_thread(self._beat)  # a receiver that answers is shown as running
         beating = asyncio.create_task(beat())
         yield
         beating.cancel()
