@@ -135,16 +135,10 @@ def growth() -> dict[str, Any]:
 def build(folder: Path, work: Path) -> tuple[dict[str, float], Usage]:
     """Build the marts, and return the seconds of each model and the total resource usage."""
     target = folder / "target"
-    command: list[str | Path] = [
-        sys.executable,
-        "-c",
-        "from dbt.cli.main import cli; cli()",
-        "run",
-        "--target-path",
-        target,
-    ]
-    where: list[str | Path] = ["--project-dir", ROOT / "transforms", "--profiles-dir", ROOT / "transforms"]
-    usage = used([*command, *where], folder, {"MSGBUBBLES_DUCKDB_PATH": str(work)})
+    project = str(ROOT / "transforms")
+    where = ["--project-dir", project, "--profiles-dir", project, "--target-path", str(target)]
+    dbt = [sys.executable, "-c", "from dbt.cli.main import cli; cli()"]
+    usage = used([*dbt, "run", *where], folder, {"MSGBUBBLES_DUCKDB_PATH": str(work)})
     results = json.loads((target / "run_results.json").read_text())["results"]
     return {node["unique_id"].split(".")[-1]: round(node["execution_time"], 2) for node in results}, usage
 
