@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import duckdb
 from msgspec import structs
@@ -39,6 +40,7 @@ from .tables import (
     CLAIM_TABLE,
     CONTACT_ALIASES,
     ERASURES,
+    FAILED_READS,
     GROUP_MEMBER_OPERATIONS,
     GROUP_OPERATIONS,
     GROUP_SIGHTINGS,
@@ -247,10 +249,9 @@ def _schedule_lost_privacy_work(context: Context, *, is_restored: bool) -> None:
     if record is None or not destination.has_tables():
         return
     stored = None if PRIVACY.name in destination.unwritable else policy.read_copy(destination)
-    if stored is None:
-        if not is_restored:
-            return  # nothing was published yet
-        stored = policy.Record()
+    if stored is None and not is_restored:
+        return  # nothing was published yet
+    stored = stored or policy.Record()
     if record.erased - stored.erased:
         workspace.set_pending("erase")
     if record.policy != stored.policy:
@@ -264,9 +265,8 @@ def _load_ledger(context: Context) -> None:
             with Ledger.open(workspace.folder) as ledger:
                 ledger.forget_loaded()
         workspace.set_done("ledger")
-    if context.destination.held.keys() & LEDGER_TABLES:
-        return
-    load_ledger(context.destination, context.redactor)
+    if not context.destination.held.keys() & LEDGER_TABLES:
+        load_ledger(context.destination, context.redactor)
 
 
 def _finish_privacy_work(context: Context, report: RunReport) -> Exception | None:
@@ -318,8 +318,9 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_pending("publish")
         context.console.say("building the marts")
         try:
-            # Views that are built without the table would not show this run.
-            report.write_table(SYNC_RUNS, lambda connection, schema: create_table(connection, schema, SYNC_RUNS))
+            # Views that are built without these tables would not show what this run stores in them.
+            for table in (SYNC_RUNS, FAILED_READS):
+                report.write_table(table, partial(create_table, table=table))
             with report.timed("transform"):
                 report.built = transform(context.destination, context.settings)
         except Exception as error:  # dbt may not even be there
@@ -355,9 +356,10 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     has_answer = report.run.error is None or report.run.traffic.answered
     if not has_answer and not destination.exists() and workspace.account is None:
         return
-    with destination.open_writer() as connection:
-        report.rows_in_warehouse = _count_rows(connection)
-    _publish_tables(context, report)
+    with destination.stay_open():  # dbt has closed them
+        with destination.open_writer() as connection:
+            report.rows_in_warehouse = _count_rows(connection)
+        _publish_tables(context, report)
 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
@@ -374,7 +376,7 @@ def _publish_tables(context: Context, report: RunReport, *, with_record: bool = 
         report.write_table(PRIVACY, lambda connection, schema: policy.store(connection, workspace, schema))
         report.write_table(CLAIM_TABLE, lambda connection, schema: claims.store(connection, workspace, schema))
         report.write_table(VERSION_TABLE, store_version)
-        report.write_table(ERASURES, lambda connection, schema: create_table(connection, schema, ERASURES))
+        report.write_table(ERASURES, partial(create_table, table=ERASURES))
         with report.isolate("descriptions"), destination.open_writer() as connection:
             destination.store_comments(connection)
         report.publish()

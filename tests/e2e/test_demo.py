@@ -44,6 +44,7 @@ def test_the_second_run_is_visibly_small_and_the_marts_follow(
                                       WHERE m.conversation_id = mart.chat_id AND m.direction = 'inbound')""",
     ) == (0,)
     assert one(demo, "SELECT count(*), min(failed_tests::VARCHAR) FROM msgbubbles.sync_runs") == (2, "[]")
+    assert (demo.parent / ".msgbubbles/demo/dbt/plan.json").exists(), "the third run does not start dbt"
     assert one(demo, "SELECT count(*) > 100 FROM marts.group_membership WHERE evidence = 'message'") == (True,)
 
 
