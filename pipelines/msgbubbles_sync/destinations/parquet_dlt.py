@@ -9,6 +9,7 @@ from dlt.common.schema.utils import get_columns_names_with_prop
 from dlt.destinations import filesystem
 from dlt.destinations.impl.filesystem.filesystem import FilesystemClient
 from dlt.destinations.impl.filesystem.sql_client import FilesystemSqlClient
+from dlt.destinations.sql_client import SqlClientBase
 
 from .parquet_tables import TABLES_FILE, KeyedTable, read_described_tables, write_json
 
@@ -29,9 +30,11 @@ class TableFiles(filesystem):
 
 
 class _Client(FilesystemClient):
-    def __init__(self, schema: Any, config: Any, capabilities: Any) -> None:
-        super().__init__(schema, config, capabilities)
-        self._sql_client = _SqlClient(self, self.dataset_name)
+    @FilesystemClient.sql_client.getter  # type: ignore[attr-defined, untyped-decorator]
+    def sql_client(self) -> SqlClientBase[Any]:
+        if self._sql_client is None:  # few steps of a load need its database
+            self._sql_client = _SqlClient(self, self.dataset_name)
+        return self._sql_client
 
     def list_table_files(self, table_name: str, schema_name: str | None = None) -> list[str]:
         """List the files of a table, without those that `move_damaged_files` has renamed."""
