@@ -11,6 +11,7 @@ from helpers import faster_libraries, postgres, process
 from helpers.sizes import IS_NIGHTLY
 from msgbubbles_sync.cli.dispatch import GC_THRESHOLD
 
+gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command; collections while modules are imported find nothing
 if faster_libraries.BY_DAY:
     faster_libraries.configure_duckdb()
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
@@ -27,7 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command
     if not faster_libraries.BY_DAY:
         return
     if "dlt" in sys.modules:
