@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from functools import cache
@@ -23,6 +24,10 @@ MAX_TIMEOUT_SECONDS = 24 * 3600.0
 MIN_BATCH_PAGES = 20
 # A run after a long pause does not catch up on all of it: that would take just as long.
 MAX_MINUTES_BETWEEN_RUNS = 60.0
+# A host, perhaps a port and a path: no user, whom the requests would name in place of the key, and no second address.
+BASE_URL = re.compile(
+    r"https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d+)?(?!.*://)(?!.*(/v\d+)/*\3/*$)(/[\w.~%+:!$&()*,;=@-]*)*", re.I
+)
 
 Hours = Annotated[float, Meta(gt=0)]
 
@@ -51,6 +56,11 @@ def is_date(text: str) -> bool:
     return True
 
 
+def is_base_url(text: str) -> bool:
+    """Return whether a text is the address of an API, without the slips that only requests would show."""
+    return BASE_URL.fullmatch(text) is not None
+
+
 RefreshRules = Annotated[
     tuple[RefreshRule, ...],
     Meta(
@@ -59,12 +69,17 @@ RefreshRules = Annotated[
     ),
 ]
 Date = Annotated[str, Meta(description='a date like "2026-01-31"', extra={"check": is_date})]
+BASE_URL_HELP = (
+    'an address like "https://api.msgbubbles.com/v1", which begins with https:// and has no spaces, quotes, user, '
+    "query or repeated part"
+)
+BaseUrl = Annotated[str, Meta(description=BASE_URL_HELP, extra={"check": is_base_url})]
 
 
 class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the source. `dlt_config/config.toml` documents each."""
 
-    base_url: str = "https://api.msgbubbles.com/v1"
+    base_url: BaseUrl = "https://api.msgbubbles.com/v1"
     start_date: Date | None = None
     lookback_seconds: Annotated[float, Meta(ge=0)] = 300.0
     # A rename does not change the cursor time, at any age. Statuses, receipts and edits come within days.

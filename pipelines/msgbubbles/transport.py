@@ -40,7 +40,7 @@ from .errors import (
 from .page_size import PageSize
 from .rate_limit import WINDOW_SECONDS, RateLimiter
 from .responses import Answer
-from .settings import DEFAULTS, MAX_TIMEOUT_SECONDS
+from .settings import BASE_URL_HELP, DEFAULTS, MAX_TIMEOUT_SECONDS, is_base_url
 from .version import VERSION
 
 T = TypeVar("T")
@@ -339,16 +339,14 @@ class _RetryLimit:
 def check_base_url(base_url: str) -> httpx.URL:
     """Return the base URL. Raises `ConfigurationError` unless it is https, or http to this machine."""
     try:
+        if not is_base_url(base_url):
+            raise httpx.InvalidURL("")
         url = httpx.URL(base_url)
     except httpx.InvalidURL:
-        raise ConfigurationError("base_url is not a URL; expected one like https://api.msgbubbles.com/v1") from None
-    if url.scheme == "https" and url.host:
+        raise ConfigurationError(f"base_url must be {BASE_URL_HELP}") from None
+    if url.scheme == "https" or is_loopback(url.host):
         return url
-    if url.scheme == "http" and is_loopback(url.host):
-        return url
-    if url.scheme == "http":
-        raise ConfigurationError("base_url begins with http://: the key would be sent unencrypted; use https://")
-    raise ConfigurationError("base_url must begin with https://, like https://api.msgbubbles.com/v1")
+    raise ConfigurationError("base_url begins with http://: the key would be sent unencrypted; use https://")
 
 
 def _check_key(api_key: str) -> None:

@@ -188,6 +188,8 @@ def test_key_is_sent_to_https_and_to_this_machine(url: str) -> None:
         "api.msgbubbles.com/v1",
         "https:///v1",
         "http://[::1",
+        "https://api.msgbubbles.com:port/v1",
+        "https://user@api.msgbubbles.com/v1",
     ],
 )
 def test_key_is_sent_nowhere_else(url: str) -> None:

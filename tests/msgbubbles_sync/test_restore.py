@@ -156,15 +156,20 @@ def test_files_of_another_user_are_renamed(workspace: Workspace) -> None:
 def test_folder_of_another_user_hides_no_published_row(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (workspace.dbt_folder / "build").mkdir()
     give_away(workspace.folder.parent)
+    refusal = f"{workspace.folder} cannot be written: give the user of this job access"
 
-    def run(command: str) -> int:
+    def run(command: str, *, is_refused: bool = True) -> int:
         with pytest.raises(SystemExit) as ending:
             chats.SCRIPT.app([command, "--database", str(workspace.database)])
-        assert f"{workspace.folder} cannot be written: give the user of this job access" in capsys.readouterr().err
+        assert (refusal in capsys.readouterr().err) == is_refused
         return int(str(ending.value.code))
 
     assert [obey_permissions(partial(run, command)) for command in ("sync", "status")] == [1, 0]
+    for path in (workspace.folder.parent, *workspace.folder.parent.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    assert obey_permissions(partial(run, "status", is_refused=False)) == 0
 
 
 def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -> None:

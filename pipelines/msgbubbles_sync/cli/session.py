@@ -43,7 +43,8 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
             except PermissionError as error:
                 if not options.only_reads:
                     raise
-                reporter.fail(explain_end(error, context).message)
+                if not os.access(workspace.folder, os.R_OK | os.X_OK):  # otherwise nothing is missing in the output
+                    reporter.fail(explain_end(error, context).message)
         if options.needs_version:
             check_version(context.destination)
         return body(Session(context, reporter, options.sandbox))

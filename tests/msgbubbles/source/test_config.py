@@ -54,7 +54,18 @@ RULES = "a list of tables like { within_hours = 72, every_hours = 1 }"
         ("timeout_seconds", math.nan, "a number of more than 0 and at most 86,400"),
         ("max_attempts", 0, "a whole number of at least 1"),
         ("read_participants", "maybe", "true or false"),
-        ("base_url", 5, "text in quotes"),
+        *(
+            ("base_url", url, 'an address like "https://api.msgbubbles.com/v1", which begins with https://')
+            for url in (
+                5,
+                "api.msgbubbles.com/v1",
+                '"https://api.msgbubbles.com/v1"',
+                "https://api.msgbubbles.com/v1 ",
+                "https://api.msgbubbles.com/v1/v1",
+                "https://api.msgbubbles.com/v1https://api.msgbubbles.com/v1",
+                "https://api.msgbubbles.com/v1?limit=5",
+            )
+        ),
         ("start_date", "yesterday", 'a date like "2026-01-31"'),
         ("refresh_chats", "often", RULES),
         ("refresh_chats", [{"every_hours": 0}], RULES),
