@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import duckdb
 from msgspec import structs
 
 from msgbubbles.errors import Interrupted
@@ -50,22 +49,17 @@ from .tables import (
     WEBHOOK_EVENTS,
 )
 from .webhooks.health import with_refresh
-from .webhooks.load import load_events
+from .webhooks.load import LoadResult, load_events
 
 # How long a run takes at least before it publishes for the first time, and between two times.
 EARLY_SECONDS = 20.0
 PUBLISHED_EARLY = "published what has been read so far"
-# The tables whose rows a run counts, in this order.
-COUNTED_TABLES = (
-    *(f"msgbubbles.{table}" for table in ("chats", "messages", "attachments", "numbers", "rejected_rows")),
-    *(f"marts.{table}" for table in ("thread_activity", "group_membership", "chat_title_history")),
-)
 
 # The tables that group operations and webhook events change.
 LEDGER_TABLES = {GROUP_OPERATIONS.name, GROUP_MEMBER_OPERATIONS.name, GROUP_SIGHTINGS.name}
 EVENT_TABLES = {WEBHOOK_EVENTS.name, "messages", "chats"}
 
-NOT_PUBLISHED = "not published: rows that should be removed could not be; the next run tries again"
+NOT_PUBLISHED = "rows that should be removed could not be, so nothing is published; a sync tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
 changed or removed a table or a column. What they lack is read, and erased, again; lost is only what the API does not
 keep: webhook events, and earlier titles and participants of groups"""
@@ -136,16 +130,16 @@ def _adjust_source(context: Context, limits: Limits) -> SourceSettings:
     return source if limits.since is None else structs.replace(source, start_date=f"{limits.since:%Y-%m-%d}")
 
 
-def load_webhooks(context: Context, limits: Limits) -> RunReport:
+def load_webhooks(context: Context, limits: Limits, load: Callable[[Context], LoadResult] = load_events) -> RunReport:
     """Load what the webhook receiver has stored, build the marts and publish. Makes no request.
 
-    Returns as `run` does. There is no record of it in the run log, unless it fails.
+    Returns as `run` does. There is no record of it in the run log, unless it fails. `load` may load other events.
     """
     report = RunReport(context, Run(stop=limits.stop))
-    with _report_end(context, report), context.destination.lock():
+    with _report_end(report), context.destination.lock():
         with context.destination.stay_open():
             _prepare(context, report)
-            _load_events(context, report)
+            _load_events(context, report, load)
             _build_marts(context, report, with_transform=limits.with_transform)
             if context.workspace.is_pending("publish"):
                 _publish_tables(context, report, with_record=False)
@@ -193,7 +187,7 @@ class EarlyTables:
 @contextmanager
 def _log_run(context: Context, report: RunReport) -> Iterator[None]:
     """Write the record of a run, however it ends."""
-    with _report_end(context, report):
+    with _report_end(report), context.console.follow(report.run):
         yield
     _add_record(context, report)
 
@@ -205,11 +199,10 @@ def _add_record(context: Context, report: RunReport) -> None:
 
 
 @contextmanager
-def _report_end(context: Context, report: RunReport) -> Iterator[None]:
-    """Show the progress of a run, and store in its report what ends it."""
+def _report_end(report: RunReport) -> Iterator[None]:
+    """Store in the report of a run what ends it."""
     try:
-        with context.console.follow(report.run):
-            yield
+        yield
     except AnotherJobRunsError:  # on another machine: this one has not started
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -295,10 +288,10 @@ def _finish_privacy_work(context: Context, report: RunReport) -> Exception | Non
     return None
 
 
-def _load_events(context: Context, report: RunReport) -> None:
+def _load_events(context: Context, report: RunReport, load: Callable[[Context], LoadResult] = load_events) -> None:
     if context.destination.held.keys() & EVENT_TABLES:  # they stay in the spool
         return
-    loaded = load_events(context)
+    report.events = loaded = load(context)
     if loaded.malformed:
         context.console.fail(f"webhooks: {loaded}")
     elif loaded.deliveries:
@@ -357,15 +350,14 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
     if not has_answer and not destination.exists() and workspace.account is None:
         return
     with destination.stay_open():  # dbt has closed them
-        with destination.open_writer() as connection:
-            report.rows_in_warehouse = _count_rows(connection)
+        report.count_rows()
         _publish_tables(context, report)
 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
     workspace, destination = context.workspace, context.destination
-    if workspace.is_pending("removal"):
-        context.console.fail(NOT_PUBLISHED)
+    if workspace.is_pending("removal", "policy", "erase"):
+        report.add_failed_part("publish", NOT_PUBLISHED)
         return
     context.console.say("publishing")
     with report.timed("publish"):
@@ -390,11 +382,3 @@ def _has_streams(destination: Destination) -> bool:
     """Return whether the tables of both streams exist."""
     with destination.open_writer() as connection:
         return {"chats", "messages"} <= list_columns(connection, destination.write_schema).keys()
-
-
-def _count_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    counts = {}
-    for table in COUNTED_TABLES:
-        with suppress(duckdb.Error):  # it is missing, or held back, and may not even be readable
-            counts[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]  # noqa: S608
-    return counts

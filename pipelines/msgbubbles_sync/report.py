@@ -31,9 +31,15 @@ from .outcome import Outcome, explain_end
 from .run_log import RunLog, store, store_failed_reads, to_iso
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
 from .tables import FAILED_READS, JOB_TABLES, SYNC_RUNS, TABLES
+from .webhooks.load import LoadResult
 
 # The part of a run that publishes the file that shows all accounts.
 COMBINED_FILE = "combined file"
+# The tables whose rows a run counts, in this order.
+COUNTED_TABLES = (
+    *(f"msgbubbles.{table}" for table in ("chats", "messages", "attachments", "numbers", "rejected_rows")),
+    *(f"marts.{table}" for table in ("thread_activity", "group_membership", "chat_title_history")),
+)
 
 
 def ends_run(error: Exception) -> bool:
@@ -53,6 +59,7 @@ class RunReport:
         run: What it has read.
         is_repair: Whether it read single rows only, so that it cannot be complete.
         seconds: Wall-clock seconds by phase; those of dlt's steps are part of `load`.
+        events: The webhook events that were loaded last.
         built: What failed when the marts were last built.
         expired: How many rows and texts were removed because the privacy policy limits their age.
         failed_reads: What could not be read, in this run or one before, and is tried again.
@@ -72,6 +79,7 @@ class RunReport:
     published: bool = False
     published_bytes: int | None = None
     rows_in_warehouse: dict[str, int] = field(default_factory=dict)
+    events: LoadResult = field(default_factory=LoadResult)
     built: BuildResult = field(default_factory=BuildResult)
     held_marts: list[str] = field(default_factory=list)
     expired: dict[str, int] = field(default_factory=dict)
@@ -126,6 +134,14 @@ class RunReport:
         """Write the table of what could not be read."""
         reads = self.failed_reads
         self.write_table(FAILED_READS, lambda connection, schema: store_failed_reads(connection, reads, schema))
+
+    def count_rows(self) -> None:
+        """Count the rows of some tables."""
+        with self.context.destination.open_writer() as connection:
+            for table in COUNTED_TABLES:
+                with suppress(duckdb.Error):  # it is missing, or held back, and may not even be readable
+                    query = f"SELECT count(*) FROM {table}"  # noqa: S608
+                    self.rows_in_warehouse[table] = connection.execute(query).fetchall()[0][0]
 
     def publish(self) -> None:
         """Publish everything but the held marts, and those that cannot be copied to readers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +19,11 @@ import duckdb
 import pytest
 
 from helpers.context import build_context
-from helpers.hooks import WEBHOOKS, Process
+from helpers.hooks import WEBHOOKS, Process, spool, typing
 from helpers.job import Job
 from helpers.process import run_process
 from helpers.warehouse_rows import differences
+from msgbubbles_sync.dbt.build_result import BuildResult, store_build_result
 from msgbubbles_sync.files import remove
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 from msgbubbles_sync.webhooks import health
@@ -32,6 +34,16 @@ NewJob = Callable[..., Job]
 EVENTS = int(os.environ.get("MSGBUBBLES_FLOOD", "600"))
 KILLS = int(os.environ.get("MSGBUBBLES_KILLS", "2"))
 DATABASE = ("--database", "company.duckdb")
+# Runs a script that is killed when it begins to publish.
+KILLED_BEFORE_PUBLISHING = """
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+from msgbubbles_sync.destinations.duckdb_file import DuckDBFile
+
+DuckDBFile.publish = lambda *_: os.kill(os.getpid(), 9)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def command(job: Job, *arguments: str, status: int = 0) -> Any:
@@ -264,14 +276,61 @@ def test_killed_load_stores_every_event_once(new_job: NewJob) -> None:
         time.sleep(chance.random())
         process.kill()
         process.communicate()
-    command(job, "load", status=3 if list(spool.glob("*.jsonl")) else 0)
-    event_ids = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
-    assert len(event_ids) == len(set(event_ids)) == 3000
+    (spool / "3-1.jsonl").write_text(spool_line(3000))
+    arguments[1:1] = ["-c", KILLED_BEFORE_PUBLISHING]
+    done = run_process(arguments, cwd=job.folder, env=job.whole_environment(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(spool.glob("*.jsonl")) == []
+    assert command(job, "load")["deliveries"] == 0
+    event_ids = [row[0] for row in rows(job, "SELECT event_id FROM msgbubbles.webhook_events")]
+    assert len(event_ids) == len(set(event_ids)) == 3001
     (dead_letters,) = (spool.parent / "malformed").glob("*.jsonl")
     assert dead_letters.read_text() == "this is no event\n"
     (finding,) = health.check(build_context(Workspace.from_path(job.database)))
     assert (finding.name, finding.state, finding.what.split()[0]) == ("webhook lines", "failed", "1")
+
+
+@pytest.mark.parametrize("destination", ["duckdb", "postgres"])
+def test_load_publishes_by_the_rules_of_a_sync(
+    new_job: NewJob, postgres_address: str, monkeypatch: pytest.MonkeyPatch, destination: str
+) -> None:
+    """Nothing while rows cannot be removed, no mart that fails its data tests, and with the tables of the job."""
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", postgres_address)
+    job = new_job(chats=0)
+    job.environment = {"TRANSFORMS__DATA_TESTS": "hold"}
+    workspace = Workspace.from_path(job.database, destination)
+    workspace.make_folders()
+    tables = build_context(workspace).destination
+    schema = tables.name_schema(tables.marts_schema)
+
+    def build(number: int) -> None:
+        with tables.open_writer() as connection:
+            if "." in tables.write_schema:
+                connection.execute("USE warehouse")
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            for mart in ("good", "bad"):
+                connection.execute(f"DROP TABLE IF EXISTS {schema}.{mart}")
+                connection.execute(f"CREATE TABLE {schema}.{mart} AS SELECT {number} AS build")
+        workspace.set_pending("marts")
+
+    def load(number: int | None = None, *, status: int) -> list[tuple[Any, ...]]:
+        """Load an event, and return which build of each mart readers see."""
+        spool(workspace, [] if number is None else [typing(number)])
+        assert command(job, "load", "--destination", destination, status=status)["deliveries"] == (number is not None)
+        with tables.open_reader() as connection:
+            connection.execute("FROM msgbubbles.erasures")
+            return connection.execute("FROM marts.good, marts.bad SELECT good.build, bad.build").fetchall()
+
+    spool(workspace, [typing(0)])
+    command(job, "load", "--destination", destination)  # creates the tables of the job
+    build(1)
+    assert load(1, status=0) == [(1, 1)]
+    build(2)
+    store_build_result(workspace, BuildResult(failed_tests=["unique_bad_build"], marts=["bad"]))
+    workspace.set_pending("removal")
+    assert load(2, status=3) == [(1, 1)]
+    workspace.set_done("removal")
+    assert load(status=3) == [(2, 1)]
 
 
 def fill_spool(job: Job) -> Path:

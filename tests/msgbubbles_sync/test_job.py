@@ -190,8 +190,9 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
     assert (report.outcome.exit_status, report.published) == (EXIT_FAILED, False)
     assert "/a/file: Input/output error" in report.outcome.message
     spool(workspace, [typing(1)])
-    assert not job.load_webhooks(context, Limits(with_transform=False)).published
-    assert job.NOT_PUBLISHED in console.errors
+    report = job.load_webhooks(context, Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.published) == (EXIT_INCOMPLETE, False)
+    assert f"publish: {job.NOT_PUBLISHED}" in console.errors
     assert not workspace.database.exists()
     report = job.run(context, Limits(with_transform=False))
     assert (report.outcome.exit_status, report.published) == (0, True)

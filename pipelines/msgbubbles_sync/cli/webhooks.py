@@ -5,8 +5,8 @@
     python pipelines/webhooks.py load                             # load stored events; a sync does this, too
 
 Exit status: 0 done; 1 failed, nothing is lost, or a test event was not accepted; 2 wrong usage or configuration;
-3 done, but lines that are not events were stored as dead letters, or an endpoint could not be read or removed; 75
-another job is active on the database; 130 stopped by Ctrl-C or SIGTERM.
+3 done, but lines that are not events were stored as dead letters, a part of a load failed, or an endpoint could not be
+read or removed; 75 another job is active on the database; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

@@ -108,21 +108,21 @@ def load_events(context: Context) -> LoadResult:
     spool = spool_folder(context.workspace)
     result = LoadResult(dead_letters=dead_letter_folder(context.workspace))
     if list_segments(spool):
-        result = load_segments(context, take_finished(spool))
+        load_segments(context, take_finished(spool), result)
     result.unreadable_files = len(list_unreadable(spool))
     return result
 
 
-def load_segments(context: Context, segments: Iterable[Segment], strategy: Strategy = "insert-only") -> LoadResult:
-    """Load segments as `load_events` does. With `delete-insert`, their events replace stored rows."""
+def load_segments(
+    context: Context, segments: Iterable[Segment], result: LoadResult, strategy: Strategy = "insert-only"
+) -> None:
+    """Load segments as `load_events` does, and count in `result`. With `delete-insert`, events replace stored rows."""
     destination, redactor = context.destination, context.redactor
-    result = LoadResult(dead_letters=dead_letter_folder(context.workspace))
     if redactor.needs_own_numbers:
         redactor.add_own_numbers(read_own_numbers(destination))
     load = _Load(destination, redactor, context.settings.source.start_ms, strategy, result)
     for batch in _batch_segments(segments):
         load.load_batch(batch)
-    return result
 
 
 def _batch_segments(segments: Iterable[Segment]) -> Iterator[list[Segment]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,31 +31,31 @@ WHERE received_at >= ? ORDER BY received_at"""
 
 
 @dataclass
-class ReplayResult:
-    """The result of a replay.
+class ReplayResult(LoadResult):
+    """The result of a replay. `unreadable_files` are those of the spool, which is loaded first.
 
     `dead_letters_unreadable` stay where they are. `events_without_payload` cannot be read again, because the privacy
     policy drops payloads.
     """
 
-    loaded: LoadResult = field(default_factory=LoadResult)
     dead_letters_replayed: int = 0
     dead_letters_unreadable: int = 0
     events_replayed: int = 0
     events_without_payload: int = 0
 
-    def as_dict(self) -> dict[str, object]:
-        return self.loaded.as_dict() | {name: value for name, value in vars(self).items() if name != "loaded"}
-
     def __str__(self) -> str:
         letters = format_count(self.dead_letters_replayed, "dead letter")
-        text = f"{letters} and {format_count(self.events_replayed, 'event')} read again: {self.loaded}"
+        text = f"{letters} and {format_count(self.events_replayed, 'event')} read again: {super().__str__()}"
         if self.dead_letters_unreadable:
             text += f" Not a delivery: {format_count(self.dead_letters_unreadable, 'dead letter')}, "
-            text += f"left in {self.loaded.dead_letters}."
+            text += f"left in {self.dead_letters}."
         if self.events_without_payload:
             text += f" Without a payload to read again: {format_count(self.events_without_payload, 'event')}."
         return text
+
+    @property
+    def is_incomplete(self) -> bool:
+        return super().is_incomplete or bool(self.dead_letters_unreadable)
 
 
 def replay(context: Context, since: datetime | None) -> ReplayResult:
@@ -64,8 +64,8 @@ def replay(context: Context, since: datetime | None) -> ReplayResult:
     The rows of these events are replaced, except in files, where the first row of an event stays. The caller holds the
     lock `job`. Raises as `load_events` does.
     """
-    load_events(context)  # the first delivery of an event is the one that is stored
-    result = ReplayResult()
+    result = ReplayResult(dead_letters=dead_letter_folder(context.workspace))
+    result.unreadable_files = load_events(context).unreadable_files  # the first delivery of an event is stored
     spool = spool_folder(context.workspace)
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     segments = []
@@ -84,7 +84,7 @@ def replay(context: Context, since: datetime | None) -> ReplayResult:
             else:
                 path.unlink()
     strategy: Strategy = "insert-only" if context.workspace.destination == "filesystem" else "delete-insert"
-    result.loaded = load_segments(context, map(read_segment, segments), strategy)
+    load_segments(context, map(read_segment, segments), result, strategy)
     return result
 
 

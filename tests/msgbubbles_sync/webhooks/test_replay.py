@@ -63,7 +63,7 @@ def test_dead_letters_and_later_events_are_read_again(workspace: Workspace) -> N
         result.events_replayed,
         result.events_without_payload,
     ) == (1, 1, 1, 0)
-    assert result.loaded.deliveries == 2
+    assert result.deliveries == 2
     assert str(result).startswith("1 dead letter and 1 event read again: 2 deliveries, ")
     assert [path.read_text() for path in dead_letter_folder(workspace).iterdir()] == ["nonsense\n"]
     assert list_segments(spool_folder(workspace)) == []
@@ -73,8 +73,8 @@ def test_dead_letters_and_later_events_are_read_again(workspace: Workspace) -> N
 def test_replay_without_a_time_reads_dead_letters_only(workspace: Workspace) -> None:
     (dead_letter_folder(workspace) / "refused.1.jsonl").write_text('{"id": "evt_4", "conversation_id": "c"}\n')
     result = replay.replay(build_context(workspace), None)
-    assert (result.dead_letters_replayed, result.events_replayed, result.loaded.deliveries) == (2, 0, 1)
-    assert (result.loaded.malformed, count_dead_letters(workspace)) == (1, 2), "one is still not JSON"
+    assert (result.dead_letters_replayed, result.events_replayed, result.deliveries) == (2, 0, 1)
+    assert (result.malformed, count_dead_letters(workspace)) == (1, 2), "one is still not JSON"
     assert [row[:2] for row in execute(workspace, EVENTS)] == [("evt_1", None), ("evt_2", None), ("evt_4", "c")]
 
 

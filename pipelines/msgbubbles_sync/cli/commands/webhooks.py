@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from msgbubbles.client import Client
 from msgbubbles.errors import ApiError, NotFoundError
+from msgbubbles_sync import job
 from msgbubbles_sync.cli.connection import connect_until_stopped
 from msgbubbles_sync.cli.console import confirm
 from msgbubbles_sync.cli.main import Session
-from msgbubbles_sync.context import Context
+from msgbubbles_sync.cli.sync_report import print_incomplete
+from msgbubbles_sync.context import Context, Limits
 from msgbubbles_sync.destinations.claims import claim
 from msgbubbles_sync.destinations.version import refuse_newer
 from msgbubbles_sync.errors import UsageError
@@ -30,37 +33,31 @@ from msgbubbles_sync.webhooks.endpoints import (
 )
 from msgbubbles_sync.webhooks.events import KNOWN_TYPES
 from msgbubbles_sync.webhooks.health import ReceiverState
-from msgbubbles_sync.webhooks.load import load_events
+from msgbubbles_sync.webhooks.load import LoadResult, load_events
 from msgbubbles_sync.webhooks.replay import replay
 from msgbubbles_sync.webhooks.secrets import SecretStore
 
 
 def load(session: Session) -> int:
-    with _open_for_load(session) as context:
-        loaded = load_events(context)
-        if loaded.deliveries:
-            context.destination.publish()
-    session.reporter.print_text(loaded.as_dict(), str(loaded))
-    return EXIT_INCOMPLETE if loaded.is_incomplete else 0
+    return _load(session, load_events)
 
 
 def replay_events(session: Session, since: datetime | None) -> int:
-    with _open_for_load(session) as context:
-        result = replay(context, since and since.replace(tzinfo=UTC))
-        if result.loaded.deliveries:
-            context.destination.publish()
-    session.reporter.print_text(result.as_dict(), str(result))
-    return EXIT_INCOMPLETE if result.loaded.malformed or result.dead_letters_unreadable else 0
+    return _load(session, partial(replay, since=since and since.replace(tzinfo=UTC)))
 
 
-@contextmanager
-def _open_for_load(session: Session) -> Iterator[Context]:
-    """Check that events of this account can be loaded, and hold the lock."""
-    context = session.context
-    claim(context.destination, sandbox=session.sandbox, say=session.reporter.fail)
-    with hold_lock(context.workspace.folder), context.destination.lock():
-        context.destination.prepare()
-        yield context
+def _load(session: Session, load: Callable[[Context], LoadResult]) -> int:
+    """Load events, publish as a sync does, and print what was loaded."""
+    context, reporter = session.context, session.reporter
+    claim(context.destination, sandbox=session.sandbox, say=reporter.fail)
+    with hold_lock(context.workspace.folder):
+        context.check_policy()
+        report = job.load_webhooks(context, Limits(with_transform=False), load)
+    if report.failure is not None:
+        raise report.failure
+    reporter.print_text(report.events.as_dict(), str(report.events))
+    print_incomplete(reporter, report)
+    return EXIT_INCOMPLETE if report.events.is_incomplete else report.outcome.exit_status
 
 
 def register(
