@@ -305,10 +305,10 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
     workspace = context.workspace
     report.transform_error = None
     report.failed_parts.pop("marts", None)
-    is_due = with_transform and (workspace.is_pending("transform") or is_outdated(workspace, context.settings))
+    is_due = with_transform and (workspace.is_pending("transform", "build") or is_outdated(workspace, context.settings))
     # If the API has never answered, there is nothing to build from, and its error is what to report.
     if is_due and _has_streams(context.destination):
-        workspace.set_pending("publish")
+        workspace.set_pending("publish", "build")
         context.console.say("building the marts")
         try:
             # Views that are built without these tables would not show what this run stores in them.
@@ -320,17 +320,15 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
             if ends_run(error):
                 raise
             report.add_transform_error(error)
-            with context.destination.open_writer() as connection:
-                report.held_marts = [*list_columns(connection, context.destination.marts_schema)]
+            report.hold_marts()
             return
         # A model that fails would fail again: dbt starts again once there are new rows, or the project has changed.
-        workspace.set_done("transform")
+        workspace.set_done("transform", "build")
     else:
         report.built = load_build_result(workspace)
     if failures := describe_unbuilt(workspace, report.built):
         report.add_failed_part("marts", failures)
-    holds = context.settings.transforms.data_tests == "hold"
-    report.held_marts = sorted({*report.built.unbuilt_marts, *(report.built.marts if holds else ())})
+    report.hold_marts()
 
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:

@@ -30,6 +30,7 @@ from .lock import AnotherJobRunsError
 from .outcome import Outcome, explain_end
 from .run_log import RunLog, store, store_failed_reads, to_iso
 from .run_record import CoveredRecord, RowCounts, RunRecord, StreamRecord
+from .sql import list_columns
 from .tables import FAILED_READS, JOB_TABLES, SYNC_RUNS, TABLES
 from .webhooks.load import LoadResult
 
@@ -122,6 +123,16 @@ class RunReport:
         if table.name not in destination.unwritable:  # which `prepare` has reported
             with self.isolate(table.name):
                 destination.write_table(table, write)
+
+    def hold_marts(self) -> None:
+        """Let readers keep what could not be built, or fails its data tests; all marts if a build has not finished."""
+        destination, transforms = self.context.destination, self.context.settings.transforms
+        if self.context.workspace.is_pending("build"):
+            with destination.open_writer() as connection:
+                self.held_marts = [*list_columns(connection, destination.marts_schema)]
+        else:
+            failed = self.built.marts if transforms.data_tests == "hold" else ()
+            self.held_marts = sorted({*self.built.unbuilt_marts, *failed})
 
     def store_runs(self) -> None:
         """Write the table of the runs."""

@@ -64,6 +64,7 @@ Step = Literal[
     "screen",  # find the rows that the destination refuses
     "repair",  # read what the loaded rows show to be missing
     "transform",  # build the marts
+    "build",  # finish a build of the marts, of which some may be newer than others: readers keep those that they have
     "test_runs",  # test the tables of runs again
     "marts",  # copy the marts to where readers see them, on a server
     "publish",  # publish
@@ -279,8 +280,9 @@ class Workspace:
         for step in steps:
             (self.folder / f"{step}.pending").touch()
 
-    def set_done(self, step: Step) -> None:
-        (self.folder / f"{step}.pending").unlink(missing_ok=True)
+    def set_done(self, *steps: Step) -> None:
+        for step in steps:
+            (self.folder / f"{step}.pending").unlink(missing_ok=True)
 
 
 def _may_be_duckdb(file: Path) -> bool:

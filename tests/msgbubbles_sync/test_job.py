@@ -24,6 +24,7 @@ from helpers.hooks import spool, typing, workspace_in
 from helpers.sizes import pick_size
 from helpers.warehouse_rows import differences
 from msgbubbles.source import chats, readers
+from msgbubbles.source.run import MissingRows
 from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
 from msgbubbles_sync.context import Limits
@@ -198,6 +199,61 @@ def test_rows_are_loaded_and_not_published_while_others_cannot_be_removed(
     assert (report.outcome.exit_status, report.published) == (0, True)
     assert report.record["tables"]["messages"]["new"] == 0, "the first run has loaded them"
     assert differences(workspace.database, server.truth()) == {}
+
+
+@pytest.mark.parametrize("pending", ["policy", "erase"])
+def test_nothing_else_publishes_before_an_interrupted_erasure_or_policy_is_finished(
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, pending: Step
+) -> None:
+    workspace = copy_first_run(tmp_path, server)
+    monkeypatch.setattr(job, "transform", Mock(return_value=BuildResult()))
+    workspace.set_pending(pending)
+    spool(workspace, [typing(1)])
+    context, chats = build_context(workspace), MissingRows(chats=[server.truth().chats[0]["id"]])
+    assert not job.load_webhooks(context, Limits()).published
+    assert not job.repair(context, chats, Limits()).published
+    assert job.run(context, Limits(with_transform=False)).outcome.exit_status == 0
+    assert not workspace.is_pending(pending, "publish")
+    with duckdb.connect(str(workspace.database), read_only=True) as database:
+        assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), TransformError("a failed statement")])
+def test_marts_of_a_build_that_did_not_finish_are_not_published(
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, ending: BaseException
+) -> None:
+    workspace = copy_first_run(tmp_path, server)
+    context = build_context(workspace)
+
+    def build(version: int, *marts: str) -> None:
+        with context.destination.open_writer() as connection:
+            connection.execute("CREATE SCHEMA IF NOT EXISTS marts")
+            for mart in marts:
+                connection.execute(f"CREATE OR REPLACE TABLE marts.{mart} AS SELECT {version} AS version")
+
+    def interrupted(*_arguments: object) -> BuildResult:
+        build(2, "contact")
+        raise ending
+
+    def finished(*_arguments: object) -> BuildResult:
+        build(2, "contact", "thread_activity")
+        return BuildResult()
+
+    def run(*, with_transform: bool) -> list[tuple[int, int]]:
+        job.run(context, Limits(with_transform=with_transform))
+        with duckdb.connect(str(workspace.database), read_only=True) as database:
+            return database.execute("FROM marts.contact, marts.thread_activity").fetchall()
+
+    build(1, "contact", "thread_activity")
+    context.destination.publish()
+    server.account.rename(server.truth().chats[0]["id"], "renamed", datetime.now(UTC))
+    monkeypatch.setattr(job, "transform", interrupted)
+    assert run(with_transform=True) == [(1, 1)]
+    assert run(with_transform=False) == [(1, 1)]
+    assert differences(workspace.database, server.truth()) == {}, "the rows are published"
+    monkeypatch.setattr(job, "transform", finished)
+    assert run(with_transform=True) == [(2, 2)]
+    assert not workspace.is_pending("build", "transform", "publish")
 
 
 @pytest.mark.parametrize("change", ["policy", "erase"])

@@ -72,7 +72,7 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
         say("building the marts")
         try:
             unbuilt = transform(destination, context.settings).unbuilt_marts
-            workspace.set_done("transform")
+            workspace.set_done("transform", "build")
         except (TransformError, OSError, ImportError) as error:  # dbt may not even be there
             unbuilt, failure = list_models(), error
         if unbuilt and not has_dropped_all:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -161,3 +162,17 @@ def test_dormant_chat_is_removed_whole_once_a_day(workspace: Workspace) -> None:
     (workspace.folder / DONE).unlink()
     assert expired(workspace, thread_days=4) == {"threads": 1, "messages": 1}
     assert ids(workspace)["chats"] == 1, "a chat without a time is not dormant"
+
+
+def test_bytes_of_removed_chats_are_removed_after_a_kill(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with duckdb.connect(str(workspace.work)) as connection:
+        connection.execute("DELETE FROM msgbubbles.rejected_rows")  # they belong to no chat
+        connection.execute("DROP TABLE msgbubbles.messages_replaced_2")  # it asks for the same
+    with monkeypatch.context() as patch:
+        patch.setattr("msgbubbles_sync.destinations.duckdb_file.compact", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            expired(workspace, thread_days=10)
+    assert ids(workspace)["chats"] == 2
+    assert expired(workspace, thread_days=10) == {}
+    assert find_words(workspace.folder, ["canary 50"]) == {}
+    assert workspace.is_pending("publish")

@@ -24,6 +24,8 @@ from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, explain_end
 from msgbubbles_sync.webhooks import health
 
+from . import sync
+
 MAX_CHECK_REQUESTS = 20
 
 
@@ -66,18 +68,19 @@ def verify(session: Session, *, sample: int | None, repair: bool) -> int:
                     result = compare(LocalState(context), client, sample=sample, on_page=run.on_page)
                 if is_last or result.is_equal:
                     break
-                _repair(connection, result)
+                _repair(session, connection, result)
     print_verify_result(reporter, result, run)
     return 0 if result.is_equal else EXIT_INCOMPLETE
 
 
-def _repair(connection: Connection, result: VerifyResult) -> None:
+def _repair(session: Session, connection: Connection, result: VerifyResult) -> None:
     """Read the rows that differ by id. Raises the error that ended the run early."""
     chats = [row.id for row in result.differences if row.table == "chats" and row.id]
     threads = [row.chat_id for row in result.differences if row.table != "chats" and row.chat_id]
     missing = MissingRows(chats=list(dict.fromkeys(chats)), threads=list(dict.fromkeys(threads)))
     limits = Limits()
     with hold_lock(connection.context.workspace.folder), stopped_by_signals(limits.stop):
+        sync.prepare(session)
         report = job.repair(connection.context, missing, limits)
     if report.ended_by is not None:
         raise report.ended_by
