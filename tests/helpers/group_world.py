@@ -50,9 +50,9 @@ class World:
     def observed(self, key: str) -> ObservedGroup:
         return list_groups(self.context())[key]
 
-    def entries(self) -> list[Entry]:
+    def list_entries(self) -> list[Entry]:
         with Ledger.open(self.workspace.folder) as ledger:
-            return ledger.entries()
+            return ledger.list_entries()
 
     def requests(self, since: int = 0) -> list[str]:
         """Return the method and the last part of the path of each request."""

@@ -47,7 +47,7 @@ def read_chat_messages(
 
     if failed.is_waiting("thread", chat_id, from_ms):
         return messages
-    missing_from_ms = failed.missing_from("thread", chat_id)
+    missing_from_ms = failed.find_missing_from("thread", chat_id)
     if missing_from_ms is not None:  # everything that is missing is read, even if less was asked for
         from_ms, to_ms = min(from_ms, missing_from_ms), None
     before_ms = None if to_ms is None else to_ms + 1

@@ -49,7 +49,7 @@ class FailedReads:
         self._client = client
         self._entries = {(entry.kind, entry.id): entry for entry in state.failed_reads}
 
-    def missing_from(self, kind: Kind, unit_id: str) -> int | None:
+    def find_missing_from(self, kind: Kind, unit_id: str) -> int | None:
         """Return the time from which rows of a failed unit are missing; null if it has not failed."""
         entry = self._entries.get((kind, unit_id))
         return None if entry is None else entry.from_ms
@@ -65,12 +65,12 @@ class FailedReads:
             return True
         return is_waiting(entry.tries, entry.last_tried_ms, to_epoch_ms(self._run.clock.now()))
 
-    def all(self, kind: Kind) -> list[FailedRead]:
+    def list_all(self, kind: Kind) -> list[FailedRead]:
         return [entry for entry in self._entries.values() if entry.kind == kind]
 
-    def due(self, kind: Kind) -> list[FailedRead]:
+    def list_due(self, kind: Kind) -> list[FailedRead]:
         """Return the failed units of a kind that are due to be tried again."""
-        return [entry for entry in self.all(kind) if not self.is_waiting(kind, entry.id)]
+        return [entry for entry in self.list_all(kind) if not self.is_waiting(kind, entry.id)]
 
     @contextmanager
     def attempt(self, kind: Kind, unit_id: str, from_ms: int | None = None) -> Iterator[Attempt]:
@@ -81,7 +81,7 @@ class FailedReads:
         attempt = Attempt()
         is_suspect = (kind, unit_id) in self._entries or self._run.failures_in_a_row > 0
         try:
-            with self.few_attempts() if is_suspect else nullcontext():
+            with self.limit_attempts() if is_suspect else nullcontext():
                 yield attempt
         except ApiError as error:
             if not (is_unit_error(error) or self._concerns_endpoint(error)):
@@ -95,7 +95,7 @@ class FailedReads:
             if before is not None and (before.from_ms is None or (from_ms or 0) <= before.from_ms):
                 self.remove(before)
 
-    def few_attempts(self) -> AbstractContextManager[None]:
+    def limit_attempts(self) -> AbstractContextManager[None]:
         """Limit the attempts of each request, until the block ends."""
         return self._client.transport.at_most(ATTEMPTS_AFTER_A_FAILURE)
 
@@ -126,7 +126,7 @@ class FailedReads:
         self._run.failures_in_a_row += 1
         if self._run.failures_in_a_row % FAILURES_BEFORE_PROBE:
             return
-        with self.few_attempts():
+        with self.limit_attempts():
             for request in (self._client.list_numbers, self._client.list_chats):
                 with suppress(ApiError):
                     request()
@@ -158,9 +158,9 @@ class FailedPages:
         self._fetch = fetch
         self._failed = failed
 
-    def waiting(self) -> list[tuple[int, int]]:
+    def list_waiting(self) -> list[tuple[int, int]]:
         """Return the intervals of the failed pages that are not due to be tried again."""
-        return [(lo_ms, hi_ms) for entry, lo_ms, hi_ms in self._all() if self._failed.is_waiting("page", entry.id)]
+        return [(lo_ms, hi_ms) for entry, lo_ms, hi_ms in self._list_all() if self._failed.is_waiting("page", entry.id)]
 
     def skip(self, before: str | None, lo_ms: int, hi_ms: int | None, now_ms: int, error: ApiError) -> int:
         """Record the page before `before` as failed, in the interval from `lo_ms` to `hi_ms` (null: now).
@@ -176,12 +176,12 @@ class FailedPages:
 
     def forget(self, read: Coverage) -> None:
         """Remove the failed pages whose interval has been read."""
-        for entry, lo_ms, hi_ms in list(self._all()):
+        for entry, lo_ms, hi_ms in list(self._list_all()):
             if (read.complete_to(lo_ms) or 0) >= hi_ms:
                 self._failed.remove(entry)
 
-    def _all(self) -> Iterator[tuple[FailedRead, int, int]]:
-        for entry in self._failed.all("page"):
+    def _list_all(self) -> Iterator[tuple[FailedRead, int, int]]:
+        for entry in self._failed.list_all("page"):
             stream, _, before = entry.id.partition(" before ")
             if stream == self._stream and entry.from_ms is not None:
                 yield (
@@ -197,7 +197,7 @@ class FailedPages:
         """
         hi_ms = now_ms if before is None else to_epoch_ms(datetime.fromisoformat(before))
         skipped_ms = 1
-        with self._failed.few_attempts():
+        with self._failed.limit_attempts():
             while hi_ms - skipped_ms > 0:
                 try:
                     self._fetch(format_ms(hi_ms - skipped_ms))

@@ -54,7 +54,7 @@ def read_messages(state: MessagesState, context: StreamContext) -> Iterator[Any]
 
         _add_coverage_of_feed(state, start_ms)
         yield from ChatByChatReader(list_chats, state.by_thread, context).read()
-    for entry in failed.due("thread"):
+    for entry in failed.list_due("thread"):
         yield from read_chat_messages(context, entry.id, start_ms if entry.from_ms is None else entry.from_ms)
 
 

@@ -163,8 +163,8 @@ def read_by_id(state: ChatsState, context: StreamContext) -> Iterator[Any]:
         state.named_by_events = [*named, *run.missing.named_by_events][-MAX_NAMED_BY_EVENTS:]
         threads.extend(run.missing.threads)
         lagging = {chat_id: at_ms for chat_id, at_ms in run.missing.lagging.items() if chat_id not in threads}
-    missed.update({unit.id: SWEEPS_MISSED for unit in failed.due("chat")})
-    threads[:] = dict.fromkeys([*threads, *(unit.id for unit in failed.due("thread"))])
+    missed.update({unit.id: SWEEPS_MISSED for unit in failed.list_due("chat")})
+    threads[:] = dict.fromkeys([*threads, *(unit.id for unit in failed.list_due("thread"))])
     context = _limit_requests(context)
     with until("missing rows"):
         yield from _read_chats(state, context)
@@ -271,7 +271,7 @@ def _read_for_events(state: ChatsState, context: StreamContext) -> Iterator[Any]
 def _read_participants(state: ChatsState, context: StreamContext) -> None:
     """Ask for the participants of each group of `run.missing`. If the first show none, the next runs ask others."""
     client, buffer, run, failed = context.client, context.buffer, context.run, context.failed
-    shown, hidden, failed_before = set[str](), list[str](), {unit.id for unit in failed.all("participants")}
+    shown, hidden, failed_before = set[str](), list[str](), {unit.id for unit in failed.list_all("participants")}
     for chat_id, before in run.missing.groups.items() if run.missing else ():
         if failed.is_waiting("participants", chat_id):
             continue

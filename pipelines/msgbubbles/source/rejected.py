@@ -34,7 +34,7 @@ class RejectedIntervals:
             entries = [*self._state.rejected, RejectedInterval(lo_ms, hi_ms, now_ms, 0, sorted(new), chat_id)]
             self._state.rejected = entries[-MAX_INTERVALS:]
 
-    def due(self, now_ms: int) -> Iterator[RejectedInterval]:
+    def list_due(self, now_ms: int) -> Iterator[RejectedInterval]:
         """Return the intervals that a run should read again."""
         due = [entry for entry in self._state.rejected if not is_waiting(entry.tries, entry.last_tried_ms, now_ms)]
         return iter(due[:INTERVALS_A_RUN])

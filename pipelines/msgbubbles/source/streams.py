@@ -90,7 +90,7 @@ class StreamReader(Generic[R]):
         is_cut_off = is_cut_off and (not self.coverage.intervals or self.progress.refresh_pages > refresh_pages)
         self._pages_left = None if self._pages_left is None else max(self._pages_left, 1)
         # If the newest page of a gap failed and is not due yet, start below it.
-        below = {hi_ms: lo_ms for lo_ms, hi_ms in self._failed_pages.waiting()}
+        below = {hi_ms: lo_ms for lo_ms, hi_ms in self._failed_pages.list_waiting()}
         gaps = [(lo_ms, below.get(hi_ms, hi_ms)) for lo_ms, hi_ms in self.coverage.gaps(start_ms)]
         readable = [Task("backfill", lo_ms, hi_ms) for lo_ms, hi_ms in gaps if lo_ms < hi_ms]
         yield from self._read_tasks(readable, self._choose_workers)
@@ -107,7 +107,7 @@ class StreamReader(Generic[R]):
             with until("refresh share"):
                 while True:
                     readable = self.coverage
-                    for lo_ms, hi_ms in self._failed_pages.waiting():
+                    for lo_ms, hi_ms in self._failed_pages.list_waiting():
                         readable = readable.without(lo_ms, hi_ms)
                     task = plan_refresh(readable, rules, self.settings.start_ms, self.now_ms or 0)
                     if task is None or task == before:
@@ -123,7 +123,7 @@ class StreamReader(Generic[R]):
         """Read the intervals again in which rows were rejected. Rows that are rejected again do not count again."""
         now_ms = to_epoch_ms(self.run.clock.now())
         self.progress.ignore_rejected(self._rejected.hashes)
-        for entry in self._rejected.due(now_ms) if self._is_first_batch else ():
+        for entry in self._rejected.list_due(now_ms) if self._is_first_batch else ():
             again = yield from self._read_again(entry)
             if again is not None:
                 self.run.readable_again |= self._rejected.finish(entry, again, now_ms)

@@ -151,7 +151,9 @@ class Applier:
 
         At the beginning, a few of them would look like a closed account.
         """
-        statuses = {entry.key: entry.http_status for entry in self._ledger.entries() if entry.outcome != "succeeded"}
+        statuses = {
+            entry.key: entry.http_status for entry in self._ledger.list_entries() if entry.outcome != "succeeded"
+        }
         groups = [(key, list(some)) for key, some in groupby(operations, key=lambda operation: operation.key)]
         return sorted(groups, key=lambda group: statuses.get(group[0]) in (401, 403))
 
@@ -264,8 +266,8 @@ class Applier:
         return replace(created, chat_id=chat.id, happened_at=chat.created_at)
 
     def _search(self, entry: Entry) -> Search:
-        chat_ids = {observation.chat_id for observation in self._ledger.observations()}
-        chat_ids |= {other.chat_id for other in self._ledger.entries() if other.chat_id is not None}
+        chat_ids = {observation.chat_id for observation in self._ledger.list_observations()}
+        chat_ids |= {other.chat_id for other in self._ledger.list_entries() if other.chat_id is not None}
         try:
             return find_created(self._client, entry, chat_ids)
         except SKIPPABLE_ERRORS:

@@ -80,7 +80,7 @@ def resume_saved_plan(context: Context, plan: Plan) -> Plan:
 
 
 def _trim(plan: Plan, ledger: Ledger, observed: dict[str, ObservedGroup]) -> Plan:
-    return trim_plan(plan, observed, begun=bool(ledger.entries(plan.plan_id)))
+    return trim_plan(plan, observed, begun=bool(ledger.list_entries(plan.plan_id)))
 
 
 def list_groups(context: Context) -> dict[str, ObservedGroup]:

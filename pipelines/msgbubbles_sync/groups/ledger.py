@@ -206,7 +206,7 @@ class Ledger:
         """Delete an operation whose request was never sent."""
         self._run("DELETE FROM operations WHERE operation_id = ? AND landed_version = 0", (entry.operation_id,))
 
-    def entries(self, plan_id: str | None = None) -> list[Entry]:
+    def list_entries(self, plan_id: str | None = None) -> list[Entry]:
         """Return all operations, or those of one plan, in the order in which they were begun."""
         return self._entries("plan_id = ?", plan_id) if plan_id else self._entries("true")
 
@@ -218,7 +218,7 @@ class Ledger:
         rows = self._all(f"SELECT * FROM operations WHERE {condition} ORDER BY number", values)
         return [build_record(Entry, row) for row in rows]
 
-    def last_title(self, key: str | None) -> str | None:
+    def find_last_title(self, key: str | None) -> str | None:
         """Return the last title that the network confirmed for a key; null if none was ever requested."""
         rows = self._all(
             "SELECT title FROM operations WHERE key = ? AND outcome = 'succeeded' AND title IS NOT NULL "
@@ -234,7 +234,7 @@ class Ledger:
         changes = ", ".join(f"{field.name} = excluded.{field.name}" for field in fields(Observation))
         self._insert(OBSERVATIONS, observation, f"ON CONFLICT (key) DO UPDATE SET {changes}, version = version + 1")
 
-    def observations(self) -> list[Observation]:
+    def list_observations(self) -> list[Observation]:
         return [build_record(Observation, row) for row in self._all(f"SELECT * FROM {OBSERVATIONS} ORDER BY key")]
 
     def forget(self, key: str) -> None:
@@ -252,7 +252,7 @@ class Ledger:
             (rendering.chat_id, rendering.field, rendering.shown, rendering.asked),
         )
 
-    def renderings(self, chat_id: str | None = None) -> list[Rendering]:
+    def list_renderings(self, chat_id: str | None = None) -> list[Rendering]:
         """Return the renderings of all groups, or of one."""
         where, values = ("chat_id = ?", (chat_id,)) if chat_id else ("1", ())
         rows = self._all(f"SELECT chat_id, field, shown, asked FROM renderings WHERE {where}", values)
@@ -327,7 +327,7 @@ class Ledger:
                         changed += 1
                         assignments = ", ".join(f"{name} = ?" for name in values)
                         self._run(f"UPDATE {table} SET {assignments} WHERE {key} = ?", (*values.values(), row[key]))
-            for rendering in self.renderings():
+            for rendering in self.list_renderings():
                 if any(is_erased(text) or replace_erased(text) != text for text in (rendering.shown, rendering.asked)):
                     changed += 1
                     self._run(

@@ -61,13 +61,13 @@ def observe_groups(ledger: Ledger, published: Published) -> dict[str, ObservedGr
     observation and an operation at one time, the operation counts.
     """
     histories: dict[str, list[Evidence]] = {}
-    for observation in filter(lambda observation: observation.chat_id, ledger.observations()):
+    for observation in filter(lambda observation: observation.chat_id, ledger.list_observations()):
         histories.setdefault(observation.key, []).append((observation.seen_at, observation))
-    for entry in ledger.entries():
+    for entry in ledger.list_entries():
         if entry.key is not None and entry.outcome != "failed":
             histories.setdefault(entry.key, []).append((entry.finished_at or datetime.now(UTC), entry))
     renderings: dict[str, list[Rendering]] = {}
-    for rendering in ledger.renderings():
+    for rendering in ledger.list_renderings():
         renderings.setdefault(rendering.chat_id, []).append(rendering)
     groups = {}
     for key, history in histories.items():

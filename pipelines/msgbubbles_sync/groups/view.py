@@ -71,7 +71,7 @@ class Renderings:
         return next((shown for shown in view.participants or () if not exclude_people([shown], spellings)), None)
 
     def _renderings(self, chat_id: str, field: Literal["title", "handle"]) -> list[Rendering]:
-        return [rendering for rendering in self._ledger.renderings(chat_id) if rendering.field == field]
+        return [rendering for rendering in self._ledger.list_renderings(chat_id) if rendering.field == field]
 
     def learn(self, entry: Entry, group: ObservedGroup | None, chat_id: str, answer: Chat | None) -> None:
         """Record how the network shows what was just requested, so that the difference is not taken for a change."""
@@ -101,6 +101,6 @@ class Renderings:
         # An unchanged title may come from before the rename.
         if shown is not None and (fold_title(shown) != fold_title(before) or fold_title(shown) == fold_title(asked)):
             self._ledger.remember(Rendering(chat_id, "title", fold_title(shown), asked))
-        if before is not None and self._ledger.last_title(entry.key) == asked:
+        if before is not None and self._ledger.find_last_title(entry.key) == asked:
             # The same request led to this title before, and would do so again.
             self._ledger.remember(Rendering(chat_id, "title", fold_title(before), asked))

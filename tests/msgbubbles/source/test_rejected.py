@@ -96,6 +96,6 @@ def test_intervals_with_the_same_beginning_are_read_again_apart() -> None:
     intervals = rejected.RejectedIntervals(ListState())
     intervals.add(0, 10, ["a"], 0)
     intervals.add(0, 20, ["b"], 0)
-    first, _ = intervals.due(0)
+    first, _ = intervals.list_due(0)
     assert intervals.finish(first, set(), 0) == {"a"}
     assert intervals.hashes == {"b"}

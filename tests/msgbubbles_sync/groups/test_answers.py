@@ -42,7 +42,7 @@ def test_change_succeeds_by_status_whatever_the_body(world: World, status: int, 
     assert outcomes(applied) == {("rename", "succeeded"): 1, ("add", "succeeded"): 1, ("remove", "succeeded"): 1}
     # One request each, and one for the title, which no answer shows.
     assert [one.split()[0] for one in world.requests(asked)] == ["GET", "PATCH", "GET", "POST", "DELETE"]
-    assert {entry.chat_id for entry in world.entries()} == {chat_id}
+    assert {entry.chat_id for entry in world.list_entries()} == {chat_id}
     assert outcomes(world.apply(row("a", BEN, CARLA, title="New"))) == {}
 
 
@@ -147,7 +147,7 @@ def test_creation_that_does_not_exist_is_failed_and_repeated(world: World) -> No
     applied = world.apply(row("a", ANNA, BEN))
     # Searched and not found, so planned again.
     assert (applied.resolved, outcomes(applied)) == (1, {("create", "succeeded"): 1})
-    assert [entry.outcome for entry in world.entries()] == ["failed", "succeeded"]
+    assert [entry.outcome for entry in world.list_entries()] == ["failed", "succeeded"]
     assert len(groups_in(world)) == 1
 
 
@@ -174,7 +174,7 @@ def test_change_refused_after_lost_answer_is_checked(world: World, wanted: dict[
 def test_adding_a_member_succeeds_with_a_remark(world: World, shown: bool, code: str) -> None:
     world.apply(row("a", ANNA, BEN))
     world.server.knobs.participants_on_detail = shown
-    world.server.account.add_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.account.add_participant(str(world.observed("a").chat_id), CARLA, world.list_entries()[0].requested_at)
     world.server.knobs.refusal = lambda _method, path: (409, code) if path.endswith("/participants") else None
     applied = world.apply(row("a", ANNA, BEN, CARLA))
     assert outcomes(applied) == {("add", "succeeded"): 1}
@@ -186,7 +186,9 @@ def test_adding_a_member_succeeds_with_a_remark(world: World, shown: bool, code:
 def test_removing_a_former_member_succeeds_with_a_remark(world: World, status: int, shown: bool) -> None:
     world.apply(row("a", ANNA, BEN, CARLA))
     world.server.knobs.participants_on_detail = shown
-    world.server.account.remove_participant(str(world.observed("a").chat_id), CARLA, world.entries()[0].requested_at)
+    world.server.account.remove_participant(
+        str(world.observed("a").chat_id), CARLA, world.list_entries()[0].requested_at
+    )
     world.server.knobs.refusal = lambda method, _path: (status, "conflict") if method == "DELETE" else None
     applied = world.apply(row("a", ANNA, BEN))
     assert outcomes(applied) == {("remove", "succeeded"): 1}

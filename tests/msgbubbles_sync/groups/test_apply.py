@@ -36,7 +36,7 @@ NewWorld = Callable[..., World]
 
 def test_group_is_created_and_follows_its_row(world: World) -> None:
     assert outcomes(world.apply(row("a", ANNA, BEN, title="One"))) == {("create", "succeeded"): 1}
-    (entry,) = world.entries()
+    (entry,) = world.list_entries()
     assert (entry.http_status, entry.outcome, entry.message) == (201, "succeeded", None)
     assert entry.request_id
     assert entry.request_id.startswith("req_")
@@ -64,7 +64,7 @@ def test_failed_creation_does_not_stop_the_others(world: World) -> None:
     assert (failure.key, failure.operation) == ("b", "create")
     assert failure.why.startswith("the API answered 400 invalid_handle (request req_")
     assert DORA not in failure.why
-    entry = next(one for one in world.entries() if one.key == "b")
+    entry = next(one for one in world.list_entries() if one.key == "b")
     assert (entry.outcome, entry.http_status, entry.error_code) == ("failed", 400, "invalid_handle")
     assert entry.error_message == f"{DORA} cannot be reached by iMessage"
     assert applied.not_sent == 0
@@ -89,7 +89,7 @@ def test_chat_that_is_no_longer_a_group_fails_alone(world: World, status: int, c
     assert [failure.key for failure in applied.failures] == ["a"]
     assert f"{status} {code}" in applied.failures[0].why
     assert applied.not_sent == 2
-    assert world.entries()[2].error_code == code
+    assert world.list_entries()[2].error_code == code
 
 
 @pytest.mark.parametrize(("status", "code"), [(502, "add_failed"), (503, "device_offline")])
@@ -107,7 +107,7 @@ def test_next_apply_finds_out_an_unknown_outcome(world: World, status: int, code
         ("remove", "succeeded"): 1,
     }
     assert applied.failures[0].why.startswith(f"outcome unknown: {status} {code} (request req_")
-    entry = world.entries()[2]
+    entry = world.list_entries()[2]
     assert (entry.outcome, entry.http_status, entry.error_code) == ("unknown", status, code)
     world.server.knobs.refusal = None
     asked = len(world.server.requests)
@@ -116,7 +116,7 @@ def test_next_apply_finds_out_an_unknown_outcome(world: World, status: int, code
     assert world.requests(asked)[:2] == ["GET numbers", f"GET {chat_id}"]
     assert applied.resolved == 1
     assert outcomes(applied) == {("add", "succeeded"): 1, ("remove", "succeeded"): 1}
-    assert world.entries()[2].outcome == "failed"
+    assert world.list_entries()[2].outcome == "failed"
     assert world.observed("a").members == {ANNA, CARLA}
 
 
@@ -140,7 +140,7 @@ def test_operation_without_an_answer_is_found_done(world: World, shown: bool) ->
         assert applied.resolved == 1
         assert outcomes(applied) == {}
         assert len(world.server.operations) == done + 1
-        assert world.entries()[-1].outcome == "succeeded"
+        assert world.list_entries()[-1].outcome == "succeeded"
     assert len(world.server.truth().messages) == 2
 
 
@@ -149,7 +149,7 @@ def test_retry_that_finds_its_work_done_succeeds(world: World) -> None:
     cut_next_write(world)
     applied = world.apply(row("a", ANNA, BEN))
     assert outcomes(applied) == {("remove", "succeeded"): 1}
-    entry = world.entries()[-1]
+    entry = world.list_entries()[-1]
     assert (entry.http_status, entry.error_code) == (404, "not_found")
     assert world.observed("a").members == {ANNA, BEN}
 
@@ -178,7 +178,7 @@ def test_lost_ledger_creates_no_second_group(world: World) -> None:
     for path in world.workspace.folder.glob("groups.sqlite*"):
         path.unlink()
     world.apply(row("a", BEN, ANNA))
-    assert world.entries()[0].http_status == 200
+    assert world.list_entries()[0].http_status == 200
     assert [done.operation for done in world.server.operations] == ["create"]
 
 
@@ -247,7 +247,7 @@ def test_stop_leaves_no_entry_for_unsent_operations(world: World) -> None:
         )
     assert isinstance(applied.halt, Interrupted)
     assert applied.not_sent == 1
-    assert [entry.key for entry in world.entries()] == ["a"]
+    assert [entry.key for entry in world.list_entries()] == ["a"]
 
 
 def test_limits_refuse_before_anything_is_changed(world: World) -> None:

@@ -70,7 +70,7 @@ def test_apply_works_without_listed_numbers(world: World, numbers: tuple[int, st
     if numbers is None:
         world.server.knobs.transform_row = lambda kind, one: None if kind == "numbers" else one
     world.apply(row("a", ANNA, BEN), row("b", ANNA, BEN, number="+14155550199"))
-    assert {entry.key: entry.outcome for entry in world.entries()} == {"a": "succeeded", "b": "failed"}
+    assert {entry.key: entry.outcome for entry in world.list_entries()} == {"a": "succeeded", "b": "failed"}
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])

@@ -56,7 +56,7 @@ def test_withdrawn_operation_stays_if_the_warehouse_has_it(ledger: Ledger) -> No
     ledger.set_loaded([(loaded, 1)], [])
     for entry in (loaded, unsent):
         ledger.withdraw(entry)
-    assert [entry.operation_id for entry in ledger.entries()] == [loaded.operation_id]
+    assert [entry.operation_id for entry in ledger.list_entries()] == [loaded.operation_id]
 
 
 def test_restored_rows_need_no_load(ledger: Ledger, tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_restored_rows_need_no_load(ledger: Ledger, tmp_path: Path) -> None:
     ledger.record_observation(SEEN)
     (tmp_path / "other").mkdir()
     with Ledger.open(tmp_path / "other") as restored:
-        restored.restore(ledger.entries(), ledger.observations())
-        assert restored.entries() == ledger.entries()
+        restored.restore(ledger.list_entries(), ledger.list_observations())
+        assert restored.list_entries() == ledger.list_entries()
         assert list_not_loaded(restored) == ([], [])

@@ -232,7 +232,7 @@ def test_dlt_pipeline_applies_groups_as_its_destination(
     )
     pipeline.run([row("a", ANNA, BEN, title="One"), row("b", ANNA, BEN)], table_name="teams")
     assert [done.operation for done in world.server.operations] == ["create", "create"]
-    assert [entry.outcome for entry in world.entries()] == ["succeeded", "succeeded"]
+    assert [entry.outcome for entry in world.list_entries()] == ["succeeded", "succeeded"]
     assert world.observed("a").members == {ANNA, BEN}
 
     for rows, says in (

@@ -176,7 +176,7 @@ def test_erased_handle_in_a_key_is_not_recorded_again(world: World) -> None:
     assert find_words(world.workspace.folder, [ANNA.removeprefix("+")]) == {}
     assert outcomes(world.apply(wanted)) == {}
     assert len([chat for chat in world.server.truth().chats if chat["is_group"]]) == 1
-    entry = replace(world.entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
+    entry = replace(world.list_entries()[0], error_message=f"cannot reach {ANNA}", error_code=ANNA, title=f"of {ANNA}")
     redacted = redact_row(redactor, GROUP_OPERATIONS, entry)
     assert redacted is not None
     assert (redacted.key, redacted.title) == ("friends of [erased]", "of [erased]")

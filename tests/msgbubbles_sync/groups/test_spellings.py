@@ -61,7 +61,7 @@ def test_unknown_spelling_is_learned_from_the_answer(world: World) -> None:
 
 def test_removal_is_repeated_with_the_spelling_shown(world: World) -> None:
     world.apply(row("a", ANNA, BEN, "+541123456789"))
-    chat_id, at = str(world.observed("a").chat_id), world.entries()[0].requested_at
+    chat_id, at = str(world.observed("a").chat_id), world.list_entries()[0].requested_at
     world.server.account.remove_participant(chat_id, "+541123456789", at)
     world.server.account.add_participant(chat_id, "+5491123456789", at)
     assert outcomes(world.apply(row("a", ANNA, BEN))) == {("remove", "succeeded"): 1}
@@ -85,7 +85,7 @@ def test_title_stored_in_another_form_needs_no_rename(world: World) -> None:
     keys = [f"key{number}" for number in range(len(titles))]
     world.apply(*(row(key, ANNA, BEN, title="Before") for key in keys))
     for key, (_, shown) in zip(keys, titles, strict=True):
-        world.server.account.rename(str(world.observed(key).chat_id), shown, world.entries()[0].requested_at)
+        world.server.account.rename(str(world.observed(key).chat_id), shown, world.list_entries()[0].requested_at)
         observe_group(world, key)
     wanted = [row(key, ANNA, BEN, title=asked) for key, (asked, _) in zip(keys, titles, strict=True)]
     assert outcomes(world.apply(*wanted)) == {}

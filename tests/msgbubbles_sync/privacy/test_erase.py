@@ -244,8 +244,11 @@ def test_erased_person_is_removed_from_the_ledger_of_groups(workspace: Workspace
     put(workspace, "chats", ("c1", False, ANN, None))
     assert erased(workspace, ANN)["rows"]["the ledger of groups"] == 4
     with Ledger.open(workspace.folder) as ledger:
-        assert [(one.operation, one.handles) for one in ledger.entries()] == [("create", (BEN,)), ("remove", (BEN,))]
-        assert ledger.observations()[0].handles == (BEN,)
+        assert [(one.operation, one.handles) for one in ledger.list_entries()] == [
+            ("create", (BEN,)),
+            ("remove", (BEN,)),
+        ]
+        assert ledger.list_observations()[0].handles == (BEN,)
     assert find_words(workspace.folder, [ANN[1:]]) == {}
     with closing(sqlite3.connect(workspace.folder / "groups.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

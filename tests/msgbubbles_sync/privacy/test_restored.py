@@ -55,7 +55,7 @@ def test_lost_folder_is_restored_from_the_destination(workspace: Workspace, monk
     claims.claim(destination, sandbox=False, say=print)
     assert build_context(workspace).redactor.is_erased(ANN)
     with open_ledger(build_context(workspace)) as ledger:
-        assert [(group.key, group.chat_id) for group in ledger.observations()] == [("support", "g")]
+        assert [(group.key, group.chat_id) for group in ledger.list_observations()] == [("support", "g")]
     pipeline = build_pipeline(destination)
     pipeline.sync_destination()
     states = pipeline.state["sources"]["msgbubbles"]["resources"]
