@@ -29,6 +29,8 @@ from .loaded_tables import COLUMNS, Repair, find_repairs, has_lost_columns, has_
 from .scratch import open_scratch
 from .union_accounts import ACCOUNTS, MANY_ACCOUNTS, ONE_ACCOUNT, READER_SCHEMAS, Key, build_union
 
+# The schemas that a connection shows.
+OPENED_SCHEMAS = ("msgbubbles", "marts", "staging")
 # A view that holds a digest of the queries of the views of all accounts.
 VIEWS_DIGEST = ("msgbubbles", "_accounts_made_as")
 # The file that records the names of the schemas.
@@ -61,10 +63,42 @@ class Attached(Destination):
         self.write_schema = f"warehouse.{self.dataset}"
         self._sessions = ExitStack()
         self._lock_session: duckdb.DuckDBPyConnection | None = None
+        # The connection that `stay_open` keeps.
+        self._open_session: duckdb.DuckDBPyConnection | None = None
 
     @abstractmethod
     def _attach(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection that has the tables attached as `warehouse`, with these options of ATTACH."""
+
+    @contextmanager
+    def _open(self, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Do as `_attach`, or borrow the connection that `stay_open` keeps, which has no options.
+
+        What another session has done to tables on a server since may not be seen in that one.
+        """
+        if not self._stays_open:
+            with self._attach(*options) as connection:
+                yield connection
+            return
+        if self._open_session is None:
+            self._open_session = self._connections.enter_context(self._attach())
+        try:
+            with self._open_session.cursor() as connection:
+                connection.execute("SET TimeZone = 'UTC'; USE warehouse")
+                yield connection
+        except BaseException:
+            self._reopen()
+            raise
+
+    def _reopen(self) -> None:
+        """Have the next connection see the tables as they are, if one stays open."""
+        stays_open = self._stays_open
+        self.close()
+        self._stays_open = stays_open
+
+    def close(self) -> None:
+        super().close()
+        self._open_session = None
 
     @abstractmethod
     def _attach_server(self, *options: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -133,7 +167,7 @@ class Attached(Destination):
         self._describe_schema(connection, self.dataset)
 
     def exists(self) -> bool:
-        with self._attach("READ_ONLY") as connection:
+        with self._open("READ_ONLY") as connection:
             schemas = _list_schemas(connection)
         self._refuse_renamed(schemas)
         return self.dataset in schemas
@@ -151,9 +185,11 @@ class Attached(Destination):
     @contextmanager
     def _open_schemas(self, prefix: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a connection in which the schemas with a prefix have their default names, without it."""
-        with self._attach(*options) as connection:
+        with self._open(*options) as connection:
             if prefix or any(schema != name for schema, name in self._names.items()):
                 with transaction(connection):  # the job may create and drop tables meanwhile
+                    for schema in OPENED_SCHEMAS:
+                        connection.execute(f"DROP SCHEMA IF EXISTS memory.{schema} CASCADE")
                     for schema, table in self._read_columns_by_prefix(connection).get(prefix, {}):
                         connection.execute(f"CREATE SCHEMA IF NOT EXISTS memory.{schema}")
                         connection.execute(
@@ -165,6 +201,7 @@ class Attached(Destination):
 
     @contextmanager
     def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        self._reopen()  # it changes which tables there are
         with self._attach() as connection:
             loaded = _list_own_tables(connection, self.dataset)
             names = [name for name in loaded if not tables or name in tables]
@@ -201,7 +238,7 @@ class Attached(Destination):
         return [name for name in self._list_tables(connection, self.dataset) if REPLACED_NAME.fullmatch(name)]
 
     def prepare(self) -> None:
-        with self._attach() as connection:
+        with self._open() as connection:
             shown, schemas = self._read_columns_by_prefix(connection).get("", {}), _list_schemas(connection)
             is_own = has_own_rows(connection, self.write_schema)
             stored = read_columns(connection, "warehouse")
@@ -221,6 +258,7 @@ class Attached(Destination):
         if not is_own:
             self._refuse_foreign_tables(stored)
         if repairs or has_lost_rows or (self.workspace.folder / HELD_TABLES).exists():
+            self._reopen()  # it changes tables
             with self._attach() as connection:
                 self._undo_changes(connection, repairs, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
@@ -232,6 +270,7 @@ class Attached(Destination):
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         if self.prefix:
+            self._reopen()  # readers of all accounts see other views afterwards
             self._update_views()
         return None
 
@@ -282,7 +321,7 @@ class Attached(Destination):
 
         The prefix is empty for the views of all accounts, and for the tables of a single one.
         """
-        schemas = {self._names[schema]: schema for schema in ("msgbubbles", "marts", "staging")}
+        schemas = {self._names[schema]: schema for schema in OPENED_SCHEMAS}
         pattern = re.compile(rf"((?:{ACCOUNT_NAME.pattern}_)?)({'|'.join(schemas)})")
         columns: dict[str, dict[Key, list[str]]] = {}
         for (name, table), of_table in read_columns(connection, "warehouse").items():

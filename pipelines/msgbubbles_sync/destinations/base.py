@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,8 @@ class Destination(ABC):
         self.held: dict[str, str] = {}
         # The same of tables that the job writes itself.
         self.unwritable: dict[str, str] = {}
+        # What `stay_open` keeps open, and whether it keeps the next connection.
+        self._connections, self._stays_open = ExitStack(), False
 
     def name_schema(self, schema: str) -> str:
         """Return the name of a schema in the warehouse. A connection for reading shows the default names."""
@@ -276,16 +278,22 @@ class Destination(ABC):
         """Keep the tables open until the block ends, so that a pipeline opens and closes them cheaply."""
         return nullcontext()
 
-    def stay_open(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def stay_open(self) -> Iterator[None]:
         """Keep the tables open from the first connection on, so that later ones cost little.
 
         Ends with the block, and with each call of `close`.
         """
-        return nullcontext()
+        self._stays_open = True
+        try:
+            yield
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close what `stay_open` keeps open: dlt and dbt open the tables with options of their own."""
-        return
+        self._stays_open = False
+        self._connections.close()
 
     def open_build(self) -> AbstractContextManager[tuple[Path, Path] | None]:
         """Enclose dbt's build and tests of the marts. The build is discarded if the block raises.

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,6 @@ class DuckDBFile(Destination):
         self.title = str(workspace.database)
         # The mark of the file that was published last.
         self._published_mark = workspace.folder / "published.json"
-        self._connections, self._stays_open = ExitStack(), False
 
     def build_dlt_destination(self) -> Any:
         from .duckdb_dlt import build_database_file
@@ -156,18 +155,6 @@ class DuckDBFile(Destination):
         # Each job of a load opens the file, and the last connection that closes it writes every change to the disk.
         client: AbstractContextManager[Any] = pipeline.sql_client()
         return client
-
-    @contextmanager
-    def stay_open(self) -> Iterator[None]:
-        self._stays_open = True
-        try:
-            yield
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        self._stays_open = False
-        self._connections.close()
 
     def prepare(self) -> None:
         workspace, work = self.workspace, self.workspace.work

@@ -131,12 +131,15 @@ class DuckLake(Attached):
 
     def exists(self) -> bool:
         # A lake that does not exist yet cannot be opened read-only.
-        return self._is_created() and super().exists()
+        if self._open_session is None:
+            with self._attach_server() as connection:
+                if not self._is_created(connection):
+                    return False
+        return super().exists()
 
-    def _is_created(self) -> bool:
+    def _is_created(self, connection: duckdb.DuckDBPyConnection) -> bool:
         table = quote_literal(f"{self._read_lake().name}.ducklake_metadata")
-        with self._attach_server() as connection:
-            return server.query(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
+        return server.query(connection, f"SELECT to_regclass({table}) IS NOT NULL") == [(True,)]
 
     def probe(self) -> None:
         self._probe_bucket()
@@ -153,12 +156,13 @@ class DuckLake(Attached):
         self._probe_bucket()
         with self._attach_server() as connection:
             server.check(connection, [lake.name], self.title)
-        if not self._is_created():
+            is_created = self._is_created(connection)
+        if not is_created:
             self._refuse_files_of_another_lake(lake)
         with suppress(FileNotFoundError):  # the first writer creates it, or it is a bucket
             set_umask_like(Path(lake.url.removeprefix("file://")))
         super().prepare()
-        with self._attach() as connection:
+        with self._open() as connection:
             # dbt connects to this schema.
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS warehouse.{self.name_schema('staging')}")
 

@@ -68,8 +68,14 @@ class Postgres(Attached):
 
     _attach_server = _attach
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        with super().lock():
+            self._reopen()  # the job of another machine may have created tables before that
+            yield
+
     def prepare(self) -> None:
-        with self._attach() as connection:
+        with self._open() as connection:
             server.check(connection, self._schemas, self.title)
         super().prepare()
 
@@ -97,7 +103,7 @@ class Postgres(Attached):
             retry=retry_if_exception(lambda error: "lock timeout" in str(error)),
             stop=stop_after_delay(limit) if limit else stop_never, wait=wait_fixed(LOCK_PAUSE_SECONDS), reraise=True,
         ):  # fmt: skip
-            with attempt, self._attach() as connection:
+            with attempt, self._open() as connection:
                 schemas = self.name_schema(self.marts_schema), self.name_schema("marts")
                 try:
                     copy_marts(connection, *schemas, held_marts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psycopg2
 import pytest
 
@@ -115,6 +117,49 @@ def test_lock_whose_session_has_ended_is_taken_again(
 
     with pytest.raises(ConnectionError):  # and the process does not abort
         fail_without_a_session()
+
+
+def test_tables_stay_open_through_steps_a_lost_server_and_an_error(of: Of, postgres_address: str) -> None:
+    own = begun(of, "north")
+    sessions = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+    def list_sessions(what: str = "pid") -> set[int]:
+        with closing(psycopg2.connect(postgres_address)) as admin, admin, admin.cursor() as cursor:
+            cursor.execute(f"SELECT {what} {sessions}")
+            return {each for (each,) in cursor.fetchall()}
+
+    def read(table: str) -> list[Any]:
+        with own.open_reader() as connection:
+            return connection.execute(f"FROM msgbubbles.{table}").fetchall()
+
+    with own.stay_open():
+        assert read("chats") == [("north1",)]
+        run_statements(of("north"), "CREATE TABLE @zero AS SELECT 0 AS id")  # the job of another machine
+        with own.lock():
+            assert read("zero") == [(0,)]
+    with own.lock(), own.stay_open():
+        with own._open() as first, own._open() as second:
+            for connection, table in ((first, "one"), (second, "two")):
+                connection.execute(f"CREATE TABLE {own.write_schema}.{table} AS SELECT 1 AS id")
+        opened = list_sessions()
+        for table in ("one", "two"):
+            assert read(table) == [(1,)]
+            run_statements(own, f"DROP TABLE @{table}")
+        assert own.exists()
+        assert list_sessions() <= opened
+        assert len(list_sessions()) > 1, "the lock's is not the only one"
+        list_sessions("pg_terminate_backend(pid)")
+        run_statements(own, "CREATE TABLE @three AS SELECT 3 AS id")
+        assert read("three") == [(3,)]
+        run_statements(of("north"), "DROP TABLE @three")
+        with pytest.raises(duckdb.Error):
+            read("three")
+        run_statements(own, "CREATE TABLE IF NOT EXISTS @three AS SELECT 4 AS id")
+        assert read("three") == [(4,)]
+    deadline = time.monotonic() + 5  # the server takes a moment to notice
+    while list_sessions() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not list_sessions()
 
 
 def test_signature_of_an_extension_is_checked_until_it_is_loaded(of: Of) -> None:
