@@ -54,6 +54,7 @@ def load_contact_aliases(context: Context) -> None:
     if rows:
         redactor.save_vault()
         workspace.set_pending("transform", "publish")
+        marker.touch()  # before a kill may leave rows of a list that is then removed
         load_rows(destination, PIPELINE, [(CONTACT_ALIASES, rows)])
     if aliases or faults:
         marker.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from helpers.context import build_context
 from helpers.hooks import workspace_in
 from msgbubbles.policy import Pseudonymizer
+from msgbubbles_sync import contact_aliases
 from msgbubbles_sync.contact_aliases import load_contact_aliases, read_aliases
+from msgbubbles_sync.destinations.load import load_rows
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.workspace import Workspace
@@ -85,7 +88,7 @@ def load(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, text: str | None
     """Load the list, and return all stored rows; null for no list."""
     path = workspace.folder / "contacts.csv"
     if text is None:
-        monkeypatch.delenv("TRANSFORMS__CONTACT_ALIASES")
+        monkeypatch.delenv("TRANSFORMS__CONTACT_ALIASES", raising=False)
     else:
         path.write_text(f"handle,contact\n{text}")
         monkeypatch.setenv("TRANSFORMS__CONTACT_ALIASES", str(path))
@@ -126,6 +129,16 @@ def test_changes_of_the_list_are_loaded_and_erased_people_left_out(
     workspace.set_done("transform")
     load_contact_aliases(build_context(workspace))
     assert not workspace.is_pending("transform")
+    with monkeypatch.context() as patch:
+        patch.setattr(contact_aliases, "load_rows", load_and_be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            load(workspace, patch, f"{BEN},Ben")
+    assert load(workspace, monkeypatch, None) == {ANN_MAIL: None, BEN: None}, "a list that is removed after a kill"
+
+
+def load_and_be_killed(*rows: Any) -> None:
+    load_rows(*rows)
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

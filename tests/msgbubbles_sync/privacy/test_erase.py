@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -22,6 +23,7 @@ from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
 from msgbubbles_sync.policy.applied import Record, build_redactor
 from msgbubbles_sync.policy.vault import Vault
 from msgbubbles_sync.privacy import erase as erasing
+from msgbubbles_sync.privacy import reapply
 from msgbubbles_sync.privacy.erase import erase
 from msgbubbles_sync.privacy.files import purge_files
 from msgbubbles_sync.run_log import RunLog
@@ -274,6 +276,22 @@ def test_interrupted_erasure_is_finished_without_the_handles(
     assert get(workspace, "SELECT count(*) FROM msgbubbles.chats") == [(0,)]
     assert purge_files(build_context(workspace)) == (Counter(), [])
     assert find_words(workspace.database.parent, [ANN[1:]]) == {}
+
+
+def test_erasure_finishes_an_interrupted_change_of_the_policy_first(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(workspace, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None))
+    with duckdb.connect(str(workspace.work)) as connection:
+        connection.execute("DROP TABLE msgbubbles.rejected_rows")  # it lacks columns
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+    with monkeypatch.context() as patch:
+        patch.setattr(reapply, "redact_stored_rows", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reapply.apply(build_context(workspace))
+    assert erased(workspace, ANN)["rows"] == {"chats": 1}
+    assert get(workspace, "SELECT id, remote_handle ^@ 'p_' FROM msgbubbles.chats") == [("c2", True)]
+    assert not workspace.is_pending("policy", "erase")
 
 
 @pytest.mark.parametrize(
