@@ -194,6 +194,10 @@ def test_verify_finds_and_repairs_every_kind_of_difference(loaded_job: Job) -> N
     assert "Another name" not in text
     assert "edited" not in text
 
+    interrupted = job.folder / ".msgbubbles" / "company" / "policy.pending"
+    interrupted.touch()
+    assert job.ask("verify", "--full", "--repair", status=2) == "", "every chat would be read again"
+    interrupted.unlink()
     # A repair prepares the folder of the job as a run does.
     (job.folder / ".msgbubbles" / "company" / "dlt" / "msgbubbles" / "state.json").write_text("{")
     assert job.ask("verify", "--full", "--repair")["equal"]

@@ -14,6 +14,7 @@ from msgbubbles_sync.cli.inspect_report import print_checks, print_plan, print_s
 from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.cli.signals import stopped_by_signals
 from msgbubbles_sync.context import Limits
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.inspect import plan as planning
 from msgbubbles_sync.inspect.check import list_checks
 from msgbubbles_sync.inspect.local_state import LocalState
@@ -27,6 +28,8 @@ from msgbubbles_sync.webhooks import health
 from . import sync
 
 MAX_CHECK_REQUESTS = 20
+UNFINISHED = """an erasure or a change of the privacy policy was interrupted, so all rows that it concerns would differ.
+Run chats.py, which finishes it, and then verify again"""
 
 
 def plan(session: Session, *, probe: bool) -> int:
@@ -60,6 +63,8 @@ def check(session: Session) -> int:
 
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     context, reporter = session.context, session.reporter
+    if context.workspace.is_pending("policy", "erase"):
+        raise UsageError(UNFINISHED)
     with connect(session) as connection:
         run = connection.run
         with stopped_by_signals(run.stop), reporter.follow(run):
