@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 
 from msgbubbles.lazy_pyarrow import pa, pq
+from msgbubbles_sync.dbt.build_result import load_build_result
 from msgbubbles_sync.dbt.runner import forget_build
 from msgbubbles_sync.sql import list_columns, list_tables, quote_literal, quote_name, transaction
 
@@ -118,8 +119,7 @@ def _rename_slices(destination: Destination) -> None:
     path = destination.workspace.folder / RUN_LOG
     if path.exists():
         write_privately(path, path.read_bytes().replace(b'"slices":', b'"batches":'))  # codespell:ignore slices
-    if isinstance(destination, ParquetFiles):
-        destination.publish()
+    _republish(destination)
 
 
 # Step n brings version n to n + 1.
@@ -142,8 +142,14 @@ def rename_column(destination: Destination, old: str, new: str) -> None:
                 }
             pipeline.schemas.save_schema(schema)
             pipeline.sync_schema(schema_name)
-    if isinstance(destination, ParquetFiles):  # the queries of readers' views have the column's name
-        destination.publish()
+    _republish(destination)
+
+
+def _republish(destination: Destination) -> None:
+    """Publish files again, for the names of columns in the queries of views; marts that failed stay as they were."""
+    if isinstance(destination, ParquetFiles):
+        built = load_build_result(destination.workspace)
+        destination.publish([*built.unbuilt_marts, *built.marts])
 
 
 def _rename_in_warehouse(destination: Destination, old: str, new: str) -> None:

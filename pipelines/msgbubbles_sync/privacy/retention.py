@@ -58,7 +58,8 @@ def expire(context: Context) -> Counter[str]:
             counts["texts"] = _drop_texts(StoredRows(connection), texts_before) if has_texts else 0
     if is_due and (has_chats or workspace.is_pending("compact")):
         if has_chats:
-            workspace.set_pending("compact")  # a killed process leaves the removed rows in the file
+            # A killed process leaves the removed rows in the file, and some of the marts.
+            workspace.set_pending("compact", "removal")
             with rewriting(context) as rows:
                 counts += _remove_chats(rows, chats_before)
         else:

@@ -173,6 +173,8 @@ def test_bytes_of_removed_chats_are_removed_after_a_kill(workspace: Workspace, m
         with pytest.raises(KeyboardInterrupt):
             expired(workspace, thread_days=10)
     assert ids(workspace)["chats"] == 2
+    report = job.load_webhooks(build_context(workspace), Limits(with_transform=False))
+    assert not report.published, "the marts may be missing"
     assert expired(workspace, thread_days=10) == {}
     assert find_words(workspace.folder, ["canary 50"]) == {}
     assert workspace.is_pending("publish")
