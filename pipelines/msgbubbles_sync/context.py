@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -62,6 +62,12 @@ class Context:
         if restored := restore_record(self.destination):
             self.console.fail(restored)
         return build_redactor(self.workspace, self.settings)
+
+    def with_account(self, settings: Settings) -> Context:
+        """Return a context of the same warehouse, whose settings reach another account."""
+        context = replace(self, settings=settings)
+        vars(context)["destination"] = self.destination  # which may be open
+        return context
 
     def check_policy(self) -> None:
         """Raise `UsageError` if the configured policy is not the one of the stored rows."""

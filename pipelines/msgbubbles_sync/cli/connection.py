@@ -64,7 +64,7 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     context = session.context
     if session.sandbox and serve:
         with _sandbox(context.workspace, context.settings) as served:
-            yield Connection(replace(context, settings=served))
+            yield Connection(context.with_account(served))
     else:
         yield Connection(context)
 

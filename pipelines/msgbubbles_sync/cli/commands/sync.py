@@ -27,14 +27,11 @@ def run(
     """Bring the warehouse up to date, and print how that ended. The caller holds the lock `job`."""
     limit_waiting()  # also at the end: the next runs would leave processes that wait
     limits = Limits(since, max_requests, with_transform)
-    destination = session.context.destination
-    with destination.stay_open():
+    with session.context.destination.stay_open():
         prepare(session)
-        if session.sandbox:
-            destination.close()  # the connection has another one
-        with stopped_by_signals(limits.stop), connect(session) as reached, reached.context.destination.stay_open():
-            reached.context.check_policy()
-            report = job.run(reached.context, limits, accept_ties=accept_ties)
+        with stopped_by_signals(limits.stop), connect(session) as connection:
+            connection.context.check_policy()
+            report = job.run(connection.context, limits, accept_ties=accept_ties)
     print_report(session.reporter, report, session.context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status
 
