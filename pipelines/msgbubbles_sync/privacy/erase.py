@@ -92,25 +92,26 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
             pseudonyms = Pseudonymizer.from_key(None)
         except ConfigurationError as error:
             raise UsageError(f"to keep erased people out, {error}") from None
-    restore_record(context.destination)
-    redactor = build_redactor(workspace, context.settings)
-    context.destination.prepare()
-    if not context.destination.has_tables():
-        raise UsageError(f"erase: {context.destination.title} has no rows; check --database and --destination")
-    if not all(map(_is_handle, handles)):
-        raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
-    own_numbers = read_own_numbers(context.destination)
-    if {*map(pseudonyms.handle, handles)} & {*map(pseudonyms.handle, own_numbers)}:
-        raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
-    if workspace.is_pending("policy"):  # or readers would get the rows that it has not changed yet next to new ones
-        with suppress(TransformError):  # `purge` builds the marts again
-            apply_policy(context)
-    record = Record.load(workspace) or Record(redactor.policy)
-    workspace.set_pending("erase")
-    hashes = {*map(pseudonyms.erased_handle, handles)}
-    msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
-    store_copy(context.destination)
-    certificate = purge(context, handles)
+    with context.destination.stay_open():
+        restore_record(context.destination)
+        redactor = build_redactor(workspace, context.settings)
+        context.destination.prepare()
+        if not context.destination.has_tables():
+            raise UsageError(f"erase: {context.destination.title} has no rows; check --database and --destination")
+        if not all(map(_is_handle, handles)):
+            raise UsageError("erase takes handles: +14155550111, or ben@example.com; one of these is neither")
+        own_numbers = read_own_numbers(context.destination)
+        if {*map(pseudonyms.handle, handles)} & {*map(pseudonyms.handle, own_numbers)}:
+            raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
+        if workspace.is_pending("policy"):  # or readers would get the rows that it has not changed yet next to new ones
+            with suppress(TransformError):  # `purge` builds the marts again
+                apply_policy(context)
+        record = Record.load(workspace) or Record(redactor.policy)
+        workspace.set_pending("erase")
+        hashes = {*map(pseudonyms.erased_handle, handles)}
+        msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
+        store_copy(context.destination)
+        certificate = purge(context, handles)
     counts, failures = purge_files(context)
     certificate.rows += counts
     certificate.out_of_reach += [f"{why}. Every run tries again until it succeeds" for why in failures]
