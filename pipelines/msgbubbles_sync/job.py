@@ -305,7 +305,8 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
     workspace = context.workspace
     report.transform_error = None
     report.failed_parts.pop("marts", None)
-    is_due = with_transform and (workspace.is_pending("transform", "build") or is_outdated(workspace, context.settings))
+    is_wanted = with_transform or workspace.is_pending("dropped_marts")
+    is_due = is_wanted and (workspace.is_pending("transform", "build") or is_outdated(workspace, context.settings))
     # If the API has never answered, there is nothing to build from, and its error is what to report.
     if is_due and _has_streams(context.destination):
         workspace.set_pending("publish", "build")
@@ -323,7 +324,7 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
             report.hold_marts()
             return
         # A model that fails would fail again: dbt starts again once there are new rows, or the project has changed.
-        workspace.set_done("transform", "build")
+        workspace.set_done("transform", "build", "dropped_marts")
     else:
         report.built = load_build_result(workspace)
     if failures := describe_unbuilt(workspace, report.built):

@@ -65,6 +65,7 @@ Step = Literal[
     "repair",  # read what the loaded rows show to be missing
     "transform",  # build the marts
     "build",  # finish a build of the marts, of which some may be newer than others: readers keep those that they have
+    "dropped_marts",  # build them, even in a run without: readers would get a file that lacks them
     "test_runs",  # test the tables of runs again
     "marts",  # copy the marts to where readers see them, on a server
     "publish",  # publish

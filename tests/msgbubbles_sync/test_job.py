@@ -256,6 +256,26 @@ def test_marts_of_a_build_that_did_not_finish_are_not_published(
     assert not workspace.is_pending("build", "transform", "publish")
 
 
+def test_marts_that_a_killed_rewriting_has_dropped_are_built_before_anything_is_published(
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = copy_first_run(tmp_path, server)
+    context = build_context(workspace)
+    with context.destination.open_writer() as connection:
+        connection.execute("CREATE SCHEMA marts; CREATE TABLE marts.contact AS SELECT 1 AS version")
+    context.destination.publish()
+    with monkeypatch.context() as patch:
+        patch.setattr(rewrite, "transform", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), rewrite.rewriting(context):
+            pass
+    build = Mock(return_value=BuildResult())
+    monkeypatch.setattr(job, "transform", build)
+    spool(workspace, [typing(1)])
+    assert job.load_webhooks(build_context(workspace), Limits(with_transform=False)).published
+    assert job.run(build_context(workspace), Limits(with_transform=False)).outcome.exit_status == 0
+    assert build.call_count == 1
+
+
 @pytest.mark.parametrize("change", ["policy", "erase"])
 def test_marts_that_cannot_be_built_keep_no_removed_row_with_readers(
     tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, change: Step

@@ -66,6 +66,8 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
         yield StoredRows(connection)
         _forget_fingerprints(connection)
         workspace.set_pending("privacy_files", "publish", *(("transform",) if has_marts else ()))
+    if has_marts:
+        workspace.set_pending("dropped_marts")
     has_dropped_all, failure = destination.drop_marts(), None
     forget_build(workspace)
     if has_marts:
@@ -82,7 +84,7 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     policy.store_copy(destination)
     say("rewriting the database")
     destination.publish_rewritten()
-    workspace.set_done("publish")
+    workspace.set_done("publish", "dropped_marts")
     if finishes is not None:
         workspace.set_done(finishes)
     if failure is not None:
