@@ -46,8 +46,8 @@ TRY_LOCK = """SELECT set_config('idle_in_transaction_session_timeout', '0', true
 set_config('tcp_keepalives_idle', '60', true) AS b, pg_try_advisory_xact_lock({key}) AS is_held"""
 LOCK_HOLDER = """SELECT pid, host(client_addr) AS host,
 xact_start AT TIME ZONE 'UTC' AS since FROM pg_locks JOIN pg_stat_activity USING (pid)
-WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = pg_stat_activity.datid
-AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
+WHERE (locktype, granted, objsubid) = ('advisory', true, 2) AND pg_locks.database = datid
+AND datname = current_database() AND (classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) = ({key})"""
 SERVER_FACTS = """SELECT current_user::text AS role, current_database()::text AS database,
 current_setting('server_encoding') AS encoding,
 pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS is_read_only,
