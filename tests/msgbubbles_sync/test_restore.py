@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dlt
 import duckdb
@@ -154,7 +156,7 @@ def test_files_of_another_user_are_renamed(workspace: Workspace) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 def test_folder_of_another_user_hides_no_published_row(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workspace.dbt_folder / "build").mkdir()
     give_away(workspace.folder.parent)
@@ -171,6 +173,9 @@ def test_folder_of_another_user_hides_no_published_row(
     for path in (workspace.folder.parent, *workspace.folder.parent.rglob("*")):
         path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
     assert obey_permissions(partial(run, "status", is_refused=False)) == 0
+    read_only_disk = OSError(errno.EROFS, os.strerror(errno.EROFS), str(workspace.folder))
+    monkeypatch.setattr(Workspace, "make_folders", Mock(side_effect=read_only_disk))
+    assert [run(command, is_refused=command == "sync") for command in ("sync", "status")] == [1, 0]
 
 
 def test_missing_schema_is_restored_from_the_destination(workspace: Workspace) -> None:

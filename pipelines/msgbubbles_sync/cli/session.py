@@ -10,7 +10,7 @@ from msgbubbles.errors import ConfigurationError
 from msgbubbles_sync.context import Context
 from msgbubbles_sync.destinations.version import check_version
 from msgbubbles_sync.errors import UsageError
-from msgbubbles_sync.outcome import explain_end
+from msgbubbles_sync.outcome import REFUSED, explain_end
 from msgbubbles_sync.settings import list_account_names, load_settings
 from msgbubbles_sync.workspace import ACCOUNT_VARIABLE, ROOT, Workspace
 
@@ -40,8 +40,8 @@ def run_command(script: Script, body: Callable[[Session], int], reporter: Report
             try:
                 workspace.make_folders()
                 workspace.leave_deleted_folder()
-            except PermissionError as error:
-                if not options.only_reads:
+            except OSError as error:
+                if not options.only_reads or error.errno not in REFUSED:
                     raise
                 if not os.access(workspace.folder, os.R_OK | os.X_OK):  # otherwise nothing is missing in the output
                     reporter.fail(explain_end(error, context).message)
