@@ -14,8 +14,9 @@ import psycopg2
 import pytest
 from filelock import FileLock
 
-# What protects data from a power cut takes most of the time of a small test.
-WITHOUT_WAITING_FOR_DISKS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off")
+# What protects data from a power cut takes most of the time of a small test, and old rows that autovacuum sees stay in
+# files, where a test looks for them.
+SETTINGS = ("fsync = off", "synchronous_commit = off", "full_page_writes = off", "autovacuum = off")
 
 
 def _start(folder: Path) -> Any:
@@ -60,7 +61,7 @@ def running(folder: Path) -> Iterator[str]:
         server = _start(folder)
         # dlt wants a host; the folder of the socket comes before it.
         address = server.get_uri().replace("@/", "@localhost/")
-        settings = (f"ALTER SYSTEM SET {setting}" for setting in WITHOUT_WAITING_FOR_DISKS)
+        settings = (f"ALTER SYSTEM SET {setting}" for setting in SETTINGS)
         _execute(address, *settings, "SELECT pg_reload_conf()")
     try:
         yield address
