@@ -79,6 +79,9 @@ def _check_accounts(context: Context) -> CheckResult | None:
 
 def _check_policy(context: Context) -> CheckResult:
     context.check_policy()
+    if context.workspace.is_pending("policy", "erase"):
+        what = "an erasure or a change of the policy was interrupted: nothing is published until it is finished"
+        return CheckResult("privacy policy", "failed", what, "run chats.py, which finishes it")
     return CheckResult("privacy policy", "ok", context.settings.describe_policy())
 
 

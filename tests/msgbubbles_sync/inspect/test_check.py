@@ -42,6 +42,9 @@ def test_error_in_a_check_does_not_stop_the_others(tmp_path: Path) -> None:
         "halfway", "destination", "state", "disk", "lock", "last run", "failed reads", "privacy policy",
     ]  # fmt: skip
     assert "+14155550123" not in str(results)
+    context.workspace.set_pending("erase")
+    results = list(run_checks(checks, lambda error: explain_end(error, context).message))
+    assert [result.fix for result in results if result.name == "privacy policy"] == ["run chats.py, which finishes it"]
 
 
 def test_folder_that_cannot_be_created_fails_one_check(tmp_path: Path) -> None:
