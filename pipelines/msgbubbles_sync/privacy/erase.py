@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -26,7 +25,7 @@ from msgbubbles.redact import Redactor
 from msgbubbles.source.lazy_dlt import dlt_json, versioned_state
 from msgbubbles.tables import Pii, Table
 from msgbubbles_sync.context import Context
-from msgbubbles_sync.errors import TransformError, UsageError
+from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.policy.applied import (
     Record,
     build_pseudonymizer,
@@ -103,14 +102,13 @@ def erase(context: Context, handles: Sequence[str]) -> Certificate:
         own_numbers = read_own_numbers(context.destination)
         if {*map(pseudonyms.handle, handles)} & {*map(pseudonyms.handle, own_numbers)}:
             raise UsageError("erase: one of these is a number of the account itself; its rows are not a person's")
-        if workspace.is_pending("policy"):  # or readers would get the rows that it has not changed yet next to new ones
-            with suppress(TransformError):  # `purge` builds the marts again
-                apply_policy(context)
         record = Record.load(workspace) or Record(redactor.policy)
         workspace.set_pending("erase")
         hashes = {*map(pseudonyms.erased_handle, handles)}
         msgspec.structs.replace(record, key_check=pseudonyms.check).with_erased(hashes).save(workspace)
         store_copy(context.destination)
+        if workspace.is_pending("policy"):  # or readers would get the rows that it has not changed yet next to new ones
+            apply_policy(context)
         certificate = purge(context, handles)
     counts, failures = purge_files(context)
     certificate.rows += counts

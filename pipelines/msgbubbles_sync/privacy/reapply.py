@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,8 +41,8 @@ Change = Callable[[Any], Any]
 def apply(context: Context) -> Counter[str]:
     """Apply the configured policy to a warehouse. Returns how many values changed, by table.
 
-    `purge_files` has to follow. The caller holds the locks `job` and `apply`. Raises `UsageError` if the policy is
-    looser than the warehouse's, or the key is another.
+    `purge` has to follow if an erasure is pending, then `purge_files`. The caller holds the locks `job` and `apply`.
+    Raises `UsageError` if the policy is looser than the warehouse's, or the key is another.
     """
     workspace = context.workspace
     policy, pseudonyms = context.settings.policy, build_pseudonymizer(context.settings)
@@ -58,7 +59,8 @@ def apply(context: Context) -> Counter[str]:
         with suppress(MsgBubblesError, OSError, sqlite3.Error):  # `purge_files` loads the rest of it
             load_ledger(context.destination, redactor)
     with rewriting(context, "policy") as rows:
-        counts = redact_stored_rows(redactor, rows)
+        # An erasure that is pending has to recognize its people afterwards.
+        counts = redact_stored_rows(replace(redactor, erased=frozenset()), rows)
         redactor.save_vault()
     return counts
 

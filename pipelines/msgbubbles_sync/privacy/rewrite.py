@@ -50,7 +50,8 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
 
     When the block ends, the marts are rebuilt and published. `files.purge_files` has to follow: until then,
     the step `privacy_files` is pending. A process that is killed in between leaves work that can be repeated. The step
-    `finishes` is done once the tables are published.
+    `finishes` is done once the tables are published. A change of the policy leaves marts and publishing to the erasure
+    that is pending, which has to follow.
 
     Raises `UsageError` if marts cannot be rebuilt here, and `TransformError` if that fails. The tables are published
     before, with marts that cannot be rebuilt empty or missing: readers would keep rows that should have changed.
@@ -66,6 +67,9 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
         yield StoredRows(connection)
         _forget_fingerprints(connection)
         workspace.set_pending("privacy_files", "publish", *(("transform",) if has_marts else ()))
+    if finishes == "policy" and workspace.is_pending("erase"):
+        workspace.set_done(finishes)
+        return
     if has_marts:
         workspace.set_pending("dropped_marts")
     has_dropped_all, failure = destination.drop_marts(), None

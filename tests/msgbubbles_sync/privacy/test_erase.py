@@ -17,6 +17,9 @@ from dlt.common.versioned_state import compress_state, decompress_state
 from helpers.canary import find_words, spellings
 from helpers.context import build_context, build_destination
 from msgbubbles.policy import PRESETS, Pseudonymizer
+from msgbubbles_sync.cli.commands.privacy import apply_policy
+from msgbubbles_sync.cli.console import Reporter
+from msgbubbles_sync.cli.main import Session
 from msgbubbles_sync.destinations.compaction import STATES, compact
 from msgbubbles_sync.errors import UsageError
 from msgbubbles_sync.groups.ledger import Entry, Ledger, Observation
@@ -292,6 +295,28 @@ def test_erasure_finishes_an_interrupted_change_of_the_policy_first(
     assert erased(workspace, ANN)["rows"] == {"chats": 1}
     assert get(workspace, "SELECT id, remote_handle ^@ 'p_' FROM msgbubbles.chats") == [("c2", True)]
     assert not workspace.is_pending("policy", "erase")
+
+
+def test_change_of_the_policy_finishes_an_interrupted_erasure_before_readers_see_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(workspace, "chats", ("c1", False, ANN, None), ("c2", False, BEN, None))
+    put(workspace, "messages", ("m1", "c1", ANN, "of Ann", None, "inbound"), ("m2", "c2", BEN, "", None, "inbound"))
+    with duckdb.connect(str(workspace.work)) as connection:
+        connection.execute("DROP TABLE msgbubbles.rejected_rows")  # it lacks columns
+    with monkeypatch.context() as patch:
+        patch.setattr(erasing, "_delete_people", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            erased(workspace, ANN)
+        patch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+        with pytest.raises(KeyboardInterrupt):
+            apply_policy(Session(build_context(workspace), Reporter(quiet=True), sandbox=True))
+    monkeypatch.setenv("SOURCES__MSGBUBBLES__PRIVACY__PRESET", "analytics")
+    assert not workspace.database.exists(), "readers get nothing before the erasure is finished"
+    assert apply_policy(Session(build_context(workspace), Reporter(quiet=True), sandbox=True)) == 0
+    assert get(workspace, "SELECT id, remote_handle ^@ 'p_' FROM msgbubbles.chats") == [("c2", True)]
+    assert get(workspace, "SELECT id FROM msgbubbles.messages") == [("m2",)]
+    assert not workspace.is_pending("policy", "erase", "publish")
 
 
 @pytest.mark.parametrize(

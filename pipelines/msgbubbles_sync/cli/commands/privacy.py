@@ -29,6 +29,9 @@ def apply_policy(session: Session) -> int:
     context, folder = session.context, session.context.workspace.folder
     with hold_lock(folder), hold_lock(folder, "apply"), context.destination.lock():
         changed = reapply.apply(context)
+        if context.workspace.is_pending("erase"):
+            context.console.say("finishing an interrupted erasure")
+            erasing.purge(context)
         failures = purge_files(context)[1]
     counts = ", ".join(f"{count:,} of {table}" for table, count in sorted(changed.items()))
     session.reporter.print_text({"apply": dict(changed)}, f"Changed values: {counts or 'none'}.")
