@@ -35,3 +35,8 @@ def list_causes(error: BaseException) -> list[BaseException]:
         more = (cause.__cause__, cause.__context__, getattr(cause, "exception", None))
         causes += [other for other in more if isinstance(other, BaseException) and other not in causes]
     return causes
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether an error comes from Ctrl-C, of which dlt, dbt and DuckDB make errors of their own."""
+    return error is not None and any(isinstance(cause, KeyboardInterrupt) for cause in list_causes(error))

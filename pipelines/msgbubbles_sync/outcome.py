@@ -20,7 +20,7 @@ from msgbubbles.errors import ConfigurationError, Interrupted, LimitReached, Msg
 
 from .context import Context
 from .destinations.publish import DAMAGE_WORDS
-from .errors import TransformError, list_causes
+from .errors import TransformError, list_causes, was_interrupted
 from .extras import missing_extra
 from .files import FULL, write_privately
 from .lock import AnotherJobRunsError, JobStalledError
@@ -75,7 +75,7 @@ def explain_end(ended_by: BaseException | None, context: Context | None, *, is_i
         return Outcome(EXIT_USAGE, str(ended_by))
     if isinstance(ended_by, ModuleNotFoundError) and (missing := missing_extra(ended_by)):
         return Outcome(EXIT_USAGE, missing)
-    if any(isinstance(cause, KeyboardInterrupt) for cause in list_causes(ended_by)):  # dlt makes errors of it
+    if was_interrupted(ended_by):
         return Outcome(EXIT_STOPPED, STOPPED)
     if isinstance(ended_by, Interrupted):
         return Outcome(EXIT_STOPPED, str(ended_by))

@@ -6,7 +6,9 @@ import gc
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ def test_failed_model_leaves_the_database_closed(
             connection.execute("from duckdb_tables()").fetchall()
     finally:
         gc.enable()
+
+
+def test_interrupt_while_the_marts_are_built_is_no_failure_of_them(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = build_destination(Built(tmp_path, copy_of=recorded).workspace)
+    settings = Settings(transforms=TransformSettings(data_tests="off", planned_runs=False))
+    signals = iter([signal.SIGINT])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "record_progress", lambda *_, **__: [*map(partial(os.kill, os.getpid()), signals)])
+        with pytest.raises(KeyboardInterrupt):
+            transform(destination, settings)
+    assert transform(destination, settings).failed_models == []
 
 
 def test_failing_model_keeps_only_its_marts_from_being_built(recorded: Path, tmp_path: Path) -> None:

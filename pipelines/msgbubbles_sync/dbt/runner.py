@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgbubbles_sync.destinations import Destination
-from msgbubbles_sync.errors import TransformError
+from msgbubbles_sync.errors import TransformError, was_interrupted
 from msgbubbles_sync.files import write_privately
 from msgbubbles_sync.lock import record_progress
 from msgbubbles_sync.settings import Settings, SyncSettings
@@ -211,6 +211,8 @@ class _Dbt:
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+        if was_interrupted(answer.exception):  # dbt returns it
+            raise KeyboardInterrupt
         result = CommandResult(answer, self._destination)
         self.nodes += result.nodes
         self.timed_out = count_timeouts(
