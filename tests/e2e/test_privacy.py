@@ -330,7 +330,9 @@ def test_stricter_policy_is_applied_to_stored_rows(tmp_path: Path) -> None:
         for preset in ("analytics", "minimal"):
             job.environment["SOURCES__MSGBUBBLES__PRIVACY__PRESET"] = preset
             if preset == "analytics":
-                assert "privacy apply" in job.run(status=2).errors
+                refused = job.run(status=2)
+                assert "privacy apply" in refused.errors
+                assert refused.summary == {}, "no run has started"
             assert job.ask("privacy", "apply")["apply"]["messages"]
             # Under the policy, the API's rows equal the stored ones.
             assert job.ask("verify", "--full")["equal"]

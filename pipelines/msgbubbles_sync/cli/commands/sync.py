@@ -30,17 +30,13 @@ def run(
     with session.context.destination.stay_open():
         prepare(session)
         with stopped_by_signals(limits.stop), connect(session) as connection:
-            connection.context.check_policy()
             report = job.run(connection.context, limits, accept_ties=accept_ties)
     print_report(session.reporter, report, session.context.settings.describe_policy(), sandbox=session.sandbox)
     return report.outcome.exit_status
 
 
 def prepare(session: Session) -> None:
-    """Bring the workspace and the tables to where a run can start, if the policy allows it: `Context.check_policy`.
-
-    Raises `UsageError` if they are not for this run.
-    """
+    """Bring the workspace and the tables to where a run can start. Raises `UsageError` if they are not for this run."""
     context, reporter = session.context, session.reporter
     workspace, destination = context.workspace, context.destination
     workspace.leave_deleted_folder()  # while `watch` waited
@@ -56,3 +52,4 @@ def prepare(session: Session) -> None:
         note_key(workspace, context.settings)
     restore(destination, reporter.fail)
     migrate(context)
+    context.check_policy()

@@ -79,7 +79,6 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
                 context = replace(reached, failed_parts=changes.as_failed_parts())
                 with context.destination.stay_open():
                     sync.prepare(replace(session, context=context))
-                    context.check_policy()
                     return run(context, Limits(stop=stop))
 
         def on_error(message: str) -> None:

@@ -50,7 +50,7 @@ def _load(session: Session, load: Callable[[Context], LoadResult]) -> int:
     """Load events, publish as a sync does, and print what was loaded."""
     context, reporter = session.context, session.reporter
     claim(context.destination, sandbox=session.sandbox, say=reporter.fail)
-    with hold_lock(context.workspace.folder):
+    with hold_lock(context.workspace.folder), context.destination.stay_open():
         context.check_policy()
         report = job.load_webhooks(context, Limits(with_transform=False), load)
     if report.failure is not None:
