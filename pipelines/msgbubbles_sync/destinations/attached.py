@@ -90,6 +90,13 @@ class Attached(Destination):
             self._reopen()
             raise
 
+    @contextmanager
+    def _open_to_change(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Open a connection that changes which tables there are, or which columns they have."""
+        self._reopen()
+        with self._attach() as connection:
+            yield connection
+
     def _reopen(self) -> None:
         """Have the next connection see the tables as they are, if one stays open."""
         stays_open = self._stays_open
@@ -201,8 +208,7 @@ class Attached(Destination):
 
     @contextmanager
     def rewrite_rows(self, tables: Collection[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        self._reopen()  # it changes which tables there are
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             loaded = _list_own_tables(connection, self.dataset)
             names = [name for name in loaded if not tables or name in tables]
             sources = {name: f"FROM {self.write_schema}.{quote_name(name)}" for name in names}
@@ -223,7 +229,7 @@ class Attached(Destination):
                         self._empty_table(connection, staging, name)
 
     def empty_marts(self, marts: Collection[str]) -> None:
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             for schema in sorted({"staging", "marts", self.marts_schema}):
                 name = self.name_schema(schema)
                 for table in self._list_tables(connection, name):
@@ -258,8 +264,7 @@ class Attached(Destination):
         if not is_own:
             self._refuse_foreign_tables(stored)
         if repairs or has_lost_rows or (self.workspace.folder / HELD_TABLES).exists():
-            self._reopen()  # it changes tables
-            with self._attach() as connection:
+            with self._open_to_change() as connection:
                 self._undo_changes(connection, repairs, has_lost_rows=has_lost_rows)
         if self.dataset not in schemas:
             self.workspace.forget_loads()
@@ -270,7 +275,6 @@ class Attached(Destination):
 
     def publish(self, _held_marts: Sequence[str] = ()) -> int | None:
         if self.prefix:
-            self._reopen()  # readers of all accounts see other views afterwards
             self._update_views()
         return None
 
@@ -285,7 +289,7 @@ class Attached(Destination):
         A concurrent job may replace them by views without this account's tables, so check until they are up to date.
         """
         for _ in range(2):
-            with self._attach() as connection:
+            with self._open_to_change() as connection:
                 views = self._find_outdated_views(connection)
                 if not views:
                     return

@@ -193,7 +193,7 @@ class DuckLake(Attached):
         lake = self._read_lake()
         with self._attach_server() as connection:
             files = server.query(connection, FILES.format(lake=quote_name(lake.name)))
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             pattern = quote_literal(f"{lake.url.rstrip('/')}/**/ducklake-*.parquet")
             stored = {PurePosixPath(path).name for (path,) in connection.execute(f"FROM glob({pattern})").fetchall()}
             missing = [(schema, table) for schema, table, path in files if PurePosixPath(path).name not in stored]
@@ -210,12 +210,12 @@ class DuckLake(Attached):
 
     def drop_marts(self) -> bool:
         # A full build empties it. The catalog keeps the extremes of a table for as long as the table exists.
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             connection.execute(f"DROP TABLE IF EXISTS warehouse.{self.name_schema('staging')}.thread_chats")
         return False
 
     def remove_old_versions(self) -> None:
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             connection.execute("CALL ducklake_expire_snapshots('warehouse', older_than => now())")
             connection.execute("CALL ducklake_cleanup_old_files('warehouse', cleanup_all => true)")
         self.remove_failed_loads()
@@ -235,7 +235,7 @@ class DuckLake(Attached):
         lake = self._read_lake()
         if self._shares_files(lake):
             return
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             [(now,)] = connection.execute("SELECT now()").fetchall()
             orphans = connection.execute(
                 "SELECT path FROM ducklake_delete_orphaned_files('warehouse', dry_run => true, older_than => $1)", [now]

@@ -144,7 +144,7 @@ class Postgres(Attached):
         return [name for name, relation in read_relations(connection, schema).items() if relation.kind != "v"]
 
     def remove_old_versions(self) -> None:
-        with self._attach() as connection:
+        with self._open_to_change() as connection:
             server.remove_old_rows(connection, [self.name_schema("marts")])
             server.renew_statistics(connection, self._schemas)
 

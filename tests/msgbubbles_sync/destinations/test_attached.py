@@ -147,6 +147,9 @@ def test_tables_stay_open_through_steps_a_lost_server_and_an_error(of: Of, postg
             run_statements(own, f"DROP TABLE @{table}")
         assert own.exists()
         assert list_sessions() <= opened
+        with own.rewrite_rows({"erasures"}) as connection:
+            connection.execute("CREATE TABLE msgbubbles.erasures AS SELECT 1 AS people")
+        assert read("erasures") == [(1,)]
         assert len(list_sessions()) > 1, "the lock's is not the only one"
         list_sessions("pg_terminate_backend(pid)")
         run_statements(own, "CREATE TABLE @three AS SELECT 3 AS id")
