@@ -59,6 +59,7 @@ PUBLISHED_EARLY = "published what has been read so far"
 LEDGER_TABLES = {GROUP_OPERATIONS.name, GROUP_MEMBER_OPERATIONS.name, GROUP_SIGHTINGS.name}
 EVENT_TABLES = {WEBHOOK_EVENTS.name, "messages", "chats"}
 
+UNFINISHED = "a build has not finished, so readers keep all as they were; run chats.py without --no-transform"
 NOT_PUBLISHED = "rows that should be removed could not be, so nothing is published; a sync tries again"
 RESTORED = """{title}: the tables are older than the files of this job, as after a restored backup, or somebody has
 changed or removed a table or a column. What they lack is read, and erased, again; lost is only what the API does not
@@ -327,9 +328,10 @@ def _build_marts(context: Context, report: RunReport, *, with_transform: bool) -
         workspace.set_done("transform", "build", "dropped_marts")
     else:
         report.built = load_build_result(workspace)
-    if failures := describe_unbuilt(workspace, report.built):
-        report.add_failed_part("marts", failures)
     report.hold_marts()
+    is_unfinished = workspace.is_pending("build") and report.held_marts
+    if failures := UNFINISHED if is_unfinished else describe_unbuilt(workspace, report.built):
+        report.add_failed_part("marts", failures)
 
 
 def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> None:
