@@ -357,7 +357,7 @@ def _publish(context: Context, report: RunReport, *, max_age_minutes: float) -> 
 
 def _publish_tables(context: Context, report: RunReport, *, with_record: bool = True) -> None:
     workspace, destination = context.workspace, context.destination
-    if workspace.is_pending("removal", "policy", "erase"):
+    if workspace.has_privacy_work or workspace.is_pending("removal"):
         report.add_failed_part("publish", NOT_PUBLISHED)
         return
     context.console.say("publishing")

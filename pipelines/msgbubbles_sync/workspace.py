@@ -73,6 +73,9 @@ Step = Literal[
     "damage",  # search all Parquet files for damaged ones
 ]
 
+# What `Workspace.has_privacy_work` means.
+PRIVACY_WORK = "an erasure or a change of the privacy policy was interrupted"
+
 
 def configuration_folder() -> Path:
     """Return the folder of the configuration, which dlt reads as well."""
@@ -276,6 +279,11 @@ class Workspace:
     def is_pending(self, *steps: Step) -> bool:
         """Return whether one of these is pending."""
         return any((self.folder / f"{step}.pending").exists() for step in steps)
+
+    @property
+    def has_privacy_work(self) -> bool:
+        """Whether an erasure or a change of the policy was interrupted. The next run finishes it."""
+        return self.is_pending("policy", "erase")
 
     def set_pending(self, *steps: Step) -> None:
         for step in steps:

@@ -40,7 +40,7 @@ from msgbubbles_sync.lock import read_holder
 from msgbubbles_sync.run_log import describe_failed_parts, describe_failed_reads, format_start
 from msgbubbles_sync.run_record import RunRecord
 from msgbubbles_sync.text import format_count
-from msgbubbles_sync.workspace import USABLE, Workspace
+from msgbubbles_sync.workspace import PRIVACY_WORK, USABLE, Workspace
 
 from .local_state import LocalState
 
@@ -79,8 +79,8 @@ def _check_accounts(context: Context) -> CheckResult | None:
 
 def _check_policy(context: Context) -> CheckResult:
     context.check_policy()
-    if context.workspace.is_pending("policy", "erase"):
-        what = "an erasure or a change of the policy was interrupted: nothing is published until it is finished"
+    if context.workspace.has_privacy_work:
+        what = f"{PRIVACY_WORK}: nothing is published until it is finished"
         return CheckResult("privacy policy", "failed", what, "run chats.py, which finishes it")
     return CheckResult("privacy policy", "ok", context.settings.describe_policy())
 

@@ -109,7 +109,7 @@ def restore_record(destination: Destination) -> str:
             return ""
     except UsageError:
         has_lost_work = workspace.destination == "duckdb" and not workspace.work.exists()
-        if has_lost_work or workspace.is_pending("erase", "policy"):
+        if has_lost_work or workspace.has_privacy_work:
             return ""
         is_damaged = True
     is_empty = not has_rows(workspace)

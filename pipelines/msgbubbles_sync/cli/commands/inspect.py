@@ -24,11 +24,12 @@ from msgbubbles_sync.inspect.verify import verify as compare
 from msgbubbles_sync.lock import hold_lock
 from msgbubbles_sync.outcome import EXIT_INCOMPLETE, explain_end
 from msgbubbles_sync.webhooks import health
+from msgbubbles_sync.workspace import PRIVACY_WORK
 
 from . import sync
 
 MAX_CHECK_REQUESTS = 20
-UNFINISHED = """an erasure or a change of the privacy policy was interrupted, so all rows that it concerns would differ.
+UNFINISHED = f"""{PRIVACY_WORK}, so all rows that it concerns would differ.
 Run chats.py, which finishes it, and then verify again"""
 
 
@@ -63,7 +64,7 @@ def check(session: Session) -> int:
 
 def verify(session: Session, *, sample: int | None, repair: bool) -> int:
     context, reporter = session.context, session.reporter
-    if context.workspace.is_pending("policy", "erase"):
+    if context.workspace.has_privacy_work:
         raise UsageError(UNFINISHED)
     with connect(session) as connection:
         run = connection.run
