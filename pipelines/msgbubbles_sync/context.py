@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -48,10 +48,12 @@ class Context:
     console: Console
     # The reasons why parts of a run failed before the command, by part.
     failed_parts: Mapping[str, str] = field(default_factory=dict)
+    # The destination of another context of the warehouse, which may be open; by default, one is built.
+    opened: Destination | None = None
 
     @cached_property
     def destination(self) -> Destination:
-        return build_destination(self.workspace, self.settings.sync)
+        return self.opened or build_destination(self.workspace, self.settings.sync)
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -62,12 +64,6 @@ class Context:
         if restored := restore_record(self.destination):
             self.console.fail(restored)
         return build_redactor(self.workspace, self.settings)
-
-    def with_account(self, settings: Settings) -> Context:
-        """Return a context of the same warehouse, whose settings reach another account."""
-        context = replace(self, settings=settings)
-        vars(context)["destination"] = self.destination  # which may be open
-        return context
 
     def check_policy(self) -> None:
         """Raise `UsageError` if the configured policy is not the one of the stored rows."""

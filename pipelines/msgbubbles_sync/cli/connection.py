@@ -64,7 +64,7 @@ def connect(session: Session, *, serve: bool = True) -> Iterator[Connection]:
     context = session.context
     if session.sandbox and serve:
         with _sandbox(context.workspace, context.settings) as served:
-            yield Connection(context.with_account(served))
+            yield Connection(replace(context, settings=served, opened=context.destination))
     else:
         yield Connection(context)
 

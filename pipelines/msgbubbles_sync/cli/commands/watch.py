@@ -76,7 +76,7 @@ def run(session: Session, every_seconds: float, health_address: tuple[str, int] 
         def locked(run: Callable[[Context, Limits], RunReport]) -> RunReport:
             with hold_lock(workspace.folder):
                 # Another command may have changed what a context has cached.
-                context = replace(reached, failed_parts=changes.as_failed_parts())
+                context = replace(reached, failed_parts=changes.as_failed_parts(), opened=None)
                 with context.destination.stay_open():
                     sync.prepare(replace(session, context=context))
                     return run(context, Limits(stop=stop))
