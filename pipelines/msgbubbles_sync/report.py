@@ -131,7 +131,7 @@ class RunReport:
             with destination.open_writer() as connection:
                 self.held_marts = [*list_columns(connection, destination.marts_schema)]
         else:
-            failed = self.built.marts if transforms.data_tests == "hold" else ()
+            failed = self.built.marts if transforms.data_tests == "hold" and not self.built.is_published else ()
             self.held_marts = sorted({*self.built.unbuilt_marts, *failed})
 
     def store_runs(self) -> None:

@@ -27,6 +27,7 @@ from msgbubbles.source import chats, readers
 from msgbubbles.source.run import MissingRows
 from msgbubbles.tables import TABLES as SOURCE_TABLES
 from msgbubbles_sync import job, load_streams, restore
+from msgbubbles_sync.cli.sync_report import describe_failed_tests
 from msgbubbles_sync.context import Limits
 from msgbubbles_sync.dbt.build_result import BuildResult
 from msgbubbles_sync.destinations import duckdb_file, duckdb_load
@@ -257,6 +258,21 @@ def test_marts_of_a_build_that_did_not_finish_are_not_published(
     monkeypatch.setattr(job, "transform", finished)
     assert run(with_transform=True) == [(2, 2)]
     assert not workspace.is_pending("build", "transform", "publish")
+
+
+def test_failed_data_tests_of_an_erasure_are_said_to_concern_published_marts(
+    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = copy_first_run(tmp_path, server)
+    context = build_context(workspace)
+    with context.destination.open_writer() as connection:
+        connection.execute("CREATE SCHEMA marts; CREATE TABLE marts.contact AS SELECT 1 AS version")
+    monkeypatch.setattr(rewrite, "transform", Mock(return_value=BuildResult(["a_test"], ["contact"])))
+    with rewrite.rewriting(context):
+        pass
+    report = job.run(build_context(workspace), Limits(with_transform=False))
+    assert (report.outcome.exit_status, report.held_marts) == (EXIT_INCOMPLETE, [])
+    assert "contact; they are published anyway, because rows were removed" in describe_failed_tests(report)[0]
 
 
 def test_marts_that_a_killed_rewriting_has_dropped_are_built_before_anything_is_published(

@@ -142,11 +142,11 @@ def describe_failed_tests(report: RunReport) -> list[str]:
     tested = report.built
     if not tested.failed_tests:
         return []
-    consequence = (
-        "readers see the last published version"
-        if set(tested.marts) <= set(report.held_marts)
-        else "they are published anyway, as transforms.data_tests says"
-    )
+    if set(tested.marts) <= set(report.held_marts):
+        consequence = "readers see the last published version"
+    else:
+        why = "because rows were removed or redacted" if tested.is_published else "as transforms.data_tests says"
+        consequence = f"they are published anyway, {why}"
     names = [
         f"{name} ({format_count(tested.failed_rows[name], 'row')})" if name in tested.failed_rows else name
         for name in tested.failed_tests

@@ -33,6 +33,7 @@ class BuildResult:
         unbuilt_marts: The marts that these are, or that are built from them: they are as they were before.
         unreadable_files: Which files of the project dbt could not read, so that they were left out, and what to do.
         timed_out: The models and data tests that took too long.
+        is_published: Whether readers see what fails its tests, because rows were rewritten, as by an erasure.
     """
 
     failed_tests: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class BuildResult:
     unbuilt_marts: list[str] = field(default_factory=list)
     unreadable_files: str = ""
     timed_out: Timeouts = field(default_factory=dict)
+    is_published: bool = False
 
     def list_waiting(self, limit_seconds: int) -> list[str]:
         """Return which models and data tests are not run now, because they took longer than this limit."""
@@ -85,7 +87,7 @@ def describe_unbuilt(workspace: Workspace, result: BuildResult) -> str:
         if name in result.failed_models
     )
     failed = (
-        f"could not be built: {', '.join(result.failed_models)}; readers see the last published version of "
+        f"could not be built: {', '.join(result.failed_models)}; readers keep what was last published of "
         f"{', '.join(result.unbuilt_marts) or '(none)'}. Correct the models as {get_details_path(workspace)} says; "
         f"they are built again when the project changes, or with the next new rows{''.join(late)}"
     )

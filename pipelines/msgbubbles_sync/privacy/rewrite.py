@@ -20,6 +20,7 @@ from msgbubbles.source.lazy_dlt import versioned_state
 from msgbubbles.source.state import forget_fingerprints
 from msgbubbles_sync.contact_aliases import PIPELINE as CONTACTS
 from msgbubbles_sync.context import Context
+from msgbubbles_sync.dbt.build_result import store_build_result
 from msgbubbles_sync.dbt.project import list_models
 from msgbubbles_sync.dbt.runner import check_tools, forget_build, transform
 from msgbubbles_sync.destinations.compaction import STATES
@@ -77,7 +78,9 @@ def rewriting(context: Context, finishes: Step | None = None) -> Iterator[Stored
     if has_marts:
         say("building the marts")
         try:
-            unbuilt = transform(destination, context.settings).unbuilt_marts
+            built = transform(destination, context.settings)
+            store_build_result(workspace, replace(built, is_published=True))
+            unbuilt = built.unbuilt_marts
             workspace.set_done("transform", "build")
         except (TransformError, OSError, ImportError) as error:  # dbt may not even be there
             unbuilt, failure = list_models(), error
