@@ -112,7 +112,7 @@ def _complete(values: Mapping[str, str], settings: SyncSettings) -> dict[str, st
     defaults = DEFAULTS | inherited | {"password": os.environ.get("PGPASSWORD", ""), "client_encoding": "UTF8"}
     statement, lock = settings.statement_timeout_seconds, settings.lock_timeout_seconds
     seconds = {"lock": lock, "statement": statement, "idle_in_transaction_session": statement}
-    limits = [f"-c {name}_timeout={1000 * limit}" for name, limit in seconds.items() if limit]
+    limits = [f"-c {name}_timeout={1000 * limit}" for name, limit in seconds.items()]
     # If an option is set twice, the server uses the later value.
     options = ["-c TimeZone=UTC", *limits, values.get("options", os.environ.get("PGOPTIONS", ""))]
     return defaults | dict(values) | {"options": " ".join(options).strip()}

@@ -172,12 +172,15 @@ def test_each_client_passes_parameters_to_the_server(
 ) -> None:
     name = "the job's \\ own+name"
     job = new_role("job", "SUPERUSER PASSWORD 'p@ss ''w/o+rd%'")
+    monkeypatch.setenv("SYNC__STATEMENT_TIMEOUT_SECONDS", "0")
     with closing(psycopg2.connect(postgres_address)) as admin:
         admin.autocommit = True
         cursor = admin.cursor()
-        cursor.execute("CREATE TABLE logins (name TEXT, work_mem TEXT)")
+        cursor.execute(f"ALTER ROLE {job} SET statement_timeout = '7s'")
+        cursor.execute("CREATE TABLE logins (name TEXT, work_mem TEXT, statement_timeout TEXT)")
         cursor.execute("""CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-            INSERT INTO public.logins SELECT current_setting('application_name'), current_setting('work_mem');
+            INSERT INTO public.logins SELECT current_setting('application_name'), current_setting('work_mem'),
+                current_setting('statement_timeout');
             END $$""")
         cursor.execute("CREATE EVENT TRIGGER login ON login EXECUTE FUNCTION note()")
         database, _, folder = postgres_address.removeprefix("postgresql://postgres:@localhost/").partition("?host=")
@@ -195,8 +198,8 @@ def test_each_client_passes_parameters_to_the_server(
             partial(connect_by_dbt, workspace, monkeypatch),
         ):  # fmt: skip
             connect()
-            cursor.execute("DELETE FROM logins RETURNING name, work_mem")
-            assert set(cursor.fetchall()) == {(name, "5MB")}
+            cursor.execute("DELETE FROM logins RETURNING *")
+            assert set(cursor.fetchall()) == {(name, "5MB", "0")}, "0 is no limit, whatever that of the role is"
 
 
 @pytest.mark.parametrize(
