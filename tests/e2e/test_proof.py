@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import duckdb
 
 from helpers.job import Job
 from helpers.warehouse_rows import differences
+from msgbubbles_sync.destinations.claims import SANDBOX
 from msgbubbles_sync.sandbox import Knobs, NewMessage
 
 NewJob = Callable[..., Job]
@@ -199,6 +201,11 @@ def test_verify_finds_and_repairs_every_kind_of_difference(loaded_job: Job) -> N
     assert job.ask("verify", "--full", "--repair", status=2) == "", "every chat would be read again"
     interrupted.unlink()
     # A repair prepares the folder of the job as a run does.
+    claim = job.folder / ".msgbubbles" / "company" / "account.json"
+    own = claim.read_text()
+    claim.write_text(json.dumps({"account": SANDBOX}))
+    assert job.ask("verify", "--full", "--repair", status=2) == "", "the warehouse has the rows of another account"
+    claim.write_text(own)
     (job.folder / ".msgbubbles" / "company" / "dlt" / "msgbubbles" / "state.json").write_text("{")
     assert job.ask("verify", "--full", "--repair")["equal"]
     assert differences(job.database, job.server.truth()) == {}

@@ -65,9 +65,12 @@ def shown(of: Attached, table: str = "chats") -> list[Any]:
         return sorted(connection.execute(f"FROM msgbubbles.{table}").fetchall())
 
 
-def test_job_of_another_machine_is_refused_while_one_is_active(of: Of, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_of_another_machine_is_refused_while_one_is_active(
+    of: Of, postgres_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "LOCK_WAIT_SECONDS", 0.0)
     here, there = of(None), of(None)
+    key = f"hashtext('msgbubbles job'), hashtext('{here._lock_scope}{here.dataset}')"
     with here.lock(), of("north").lock():  # an account with schemas of its own
         with (
             pytest.raises(AnotherJobRunsError, match="another job is active on this warehouse") as refused,
@@ -76,7 +79,11 @@ def test_job_of_another_machine_is_refused_while_one_is_active(of: Of, monkeypat
             pass
         ended = re.search(r"pg_terminate_backend\((\d+)\)", str(refused.value))
         assert ended is not None
-        with here._attach_server() as connection:
+        elsewhere = psycopg2.connect(postgres_address, dbname="postgres")
+        with closing(elsewhere), elsewhere.cursor() as cursor, here._attach_server() as connection:
+            cursor.execute(f"SELECT pg_advisory_xact_lock_shared({key})")
+            holders = server.query(connection, server.LOCK_HOLDER.format(key=key))
+            assert [pid for pid, *_ in holders] == [int(ended[1])], "not of the same lock in another database"
             horizon = f"SELECT backend_xmin::text AS x FROM pg_stat_activity WHERE pid = {ended[1]}"
             assert server.query(connection, horizon) == [(None,)], "it keeps no deleted row"
             assert server.query(connection, f"SELECT {ended[0]} AS is_ended") == [(True,)]
