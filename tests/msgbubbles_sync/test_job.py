@@ -219,9 +219,18 @@ def test_nothing_else_publishes_before_an_interrupted_erasure_or_policy_is_finis
         assert database.execute("SELECT count(*) FROM msgbubbles.webhook_events").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt(), TransformError("a failed statement")])
+@pytest.mark.parametrize(
+    ("ending", "has_new_rows"),
+    # Without new rows, the models have changed, and only the pending build says that it is due.
+    [(KeyboardInterrupt(), True), (KeyboardInterrupt(), False), (TransformError("a failed statement"), True)],
+)
 def test_marts_of_a_build_that_did_not_finish_are_not_published(
-    tmp_path: Path, server: Server, copy_first_run: CopyFirstRun, monkeypatch: pytest.MonkeyPatch, ending: BaseException
+    tmp_path: Path,
+    server: Server,
+    copy_first_run: CopyFirstRun,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: BaseException,
+    has_new_rows: bool,
 ) -> None:
     workspace = copy_first_run(tmp_path, server)
     context = build_context(workspace)
@@ -250,7 +259,11 @@ def test_marts_of_a_build_that_did_not_finish_are_not_published(
 
     build(1, "contact", "thread_activity")
     context.destination.publish()
-    server.account.rename(server.truth().chats[0]["id"], "renamed", datetime.now(UTC))
+    outdated = iter([True])
+    monkeypatch.setattr(job, "is_outdated", lambda *_: next(outdated, False))
+    workspace.set_done("transform")
+    if has_new_rows:
+        server.account.rename(server.truth().chats[0]["id"], "renamed", datetime.now(UTC))
     monkeypatch.setattr(job, "transform", interrupted)
     assert run(with_transform=True) == [(1, 1)]
     assert run(with_transform=False) == [(1, 1)]
