@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,9 @@ def test_interrupt_while_the_marts_are_built_is_no_failure_of_them(
     destination = build_destination(Built(tmp_path, copy_of=recorded).workspace)
     settings = Settings(transforms=TransformSettings(data_tests="off", planned_runs=False))
     signals = iter([signal.SIGINT])
-    with monkeypatch.context() as patch:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, before)
         patch.setattr(runner, "record_progress", lambda *_, **__: [*map(partial(os.kill, os.getpid()), signals)])
         with pytest.raises(KeyboardInterrupt):
             transform(destination, settings)
