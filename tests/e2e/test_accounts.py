@@ -148,12 +148,19 @@ def test_two_jobs_for_two_accounts_in_one_lake(
         with build_destination(made.workspace("ducklake")).open_reader() as connection:
             return connection.execute(sql).fetchall()
 
+    def list_plans() -> dict[Path, int]:
+        folder = made.workspace().folder.parent
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("plan.json")}
+
     # The second runs find the views of the first ones.
-    for marts in (False, False, True, True):
+    for marts in (False, False, True, True, True):
+        plans = list_plans()
         made.run_at_once(*into, *(() if marts else ("--no-transform",)))
         check_shown(made, query, marts=marts)
         for job in made.jobs.values():
             say_something(job)
+    assert list_plans() == plans, "the last runs did without dbt"
+    assert len(plans) == 2
     output, _ = made.run("verify", "--full", *into)
     assert output.count(": equal") == 2
 

@@ -216,6 +216,8 @@ class Replica(Tables):
     test_plan.py compares what they leave with what dbt leaves.
     """
 
+    schemas = plan.Schemas()
+
     def __init__(self, statements: Statements) -> None:
         super().__init__(statements)
         self._database = duckdb.connect()
@@ -244,7 +246,7 @@ class Replica(Tables):
     def run_steps(self) -> set[str]:
         """Build an increment as a planned run does. Returns the ids of the models and sources that have not changed."""
         with self.open() as connection:
-            return plan._run_steps(self.statements.steps, connection, follows_success=True)
+            return plan._run_steps(self.statements.steps, connection, self.schemas, follows_success=True)
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
         """Return the rows of all tables but that of the loads, which have a time."""

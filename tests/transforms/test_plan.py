@@ -8,9 +8,11 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -22,12 +24,12 @@ from helpers.marts_account import Account
 from helpers.sizes import IS_NIGHTLY, pick_size
 from msgbubbles_sync.dbt import plan, runner
 from msgbubbles_sync.dbt.build_result import BuildResult, get_details_path, load_build_result
-from msgbubbles_sync.dbt.plan import Plan, PlanFile, Step
+from msgbubbles_sync.dbt.plan import Plan, PlanFile, Schemas, Step
 from msgbubbles_sync.dbt.plan_tests import passes
 from msgbubbles_sync.lock import hold_lock, read_holder
 from msgbubbles_sync.workspace import Workspace
 
-from .conftest import Built, Replica, separate
+from .conftest import Built, Replica, Statements, separate
 
 # How many chats change before each build.
 SIZES = (4, 1, 2, 1, 1)[: pick_size(2, nightly=5)]
@@ -141,8 +143,42 @@ def test_queued_rows_are_built_although_no_input_has_changed() -> None:
             connection.execute(f"CREATE TABLE staging.{table} (mart varchar, load_id varchar)")
         for queued in (0, 1):
             connection.execute("INSERT INTO staging.days_to_build FROM (VALUES ('mart', '')) LIMIT ?", [queued])
-            plan._run_steps([step], connection, follows_success=True, unchanged_sources=["source.a"])
+            plan._run_steps([step], connection, Schemas(), follows_success=True, unchanged_sources=["source.a"])
             assert connection.execute("FROM builds").fetchall() == [(1,)] * queued
+
+
+class Prefixed(Replica):
+    """A replica whose schemas have the names of an account's."""
+
+    schemas = Schemas("north_msgbubbles", "north_staging", "north_marts")
+
+    @contextmanager
+    def open(self, *, read_only: bool = False) -> Iterator[Any]:
+        with super().open(read_only=read_only) as connection:
+            yield SimpleNamespace(execute=lambda sql, *values: connection.execute(add_prefix(sql), *values))
+
+
+def add_prefix(sql: str) -> str:
+    return re.sub(r'\b(?=(staging|marts|msgbubbles)"?\s*(\.|;|cascade|$))(?!marts\.mart\b)', "north_", sql, flags=re.M)
+
+
+def test_schemas_may_have_a_prefix(statements: Statements, at: Callable[[int], Any]) -> None:
+    usual, prefixed = Replica(statements), Prefixed(statements)
+    account = Account(1, at)
+    for size in (20, 2):
+        load: dict[str, Any] = dict(account.next_load(messages=size))
+        for replica in (usual, prefixed):
+            replica.load(str(size), **load)
+            if size == 20:
+                replica.transform()
+    assert prefixed.run_steps() == usual.run_steps() != set()
+    assert {f"north_{name}": rows for name, rows in usual.tables().items()} == prefixed.tables()
+
+    node = SimpleNamespace(unique_id="model.mart", alias="mart")
+    read = SimpleNamespace(unique_id="model.a", alias="a", config=SimpleNamespace(materialized="table"))
+    read.depends_on = SimpleNamespace(nodes=[])
+    for sql, inputs in (("staging.a, staging.loads", ["model.a"]), ("staging.a, msgbubbles.a", [])):
+        assert plan._find_inputs_of_increment(node, [add_prefix(sql)], {"model.a": read}, Prefixed.schemas) == inputs
 
 
 def test_key_changes_with_relations_and_settings(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +248,7 @@ def test_statement_of_a_plan_and_data_test_that_never_end_are_interrupted(tmp_pa
     ):
         connection.execute(f"CREATE TABLE own AS SELECT count(*) AS rows FROM ({endless}) WHERE should_error")
     with duckdb.connect() as connection, pytest.raises(duckdb.InterruptException):
-        passes((f"{endless} WHERE should_error", 0), connection, 1)
+        passes((f"{endless} WHERE should_error", 0), connection, "memory", 1)
 
 
 def test_failing_statement_is_left_to_dbt(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,8 +353,8 @@ def test_only_many_changed_messages_are_built_by_several_threads(built: Built, m
     threads: list[int] = []
     run_steps = plan._run_steps
 
-    def record(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, **options: Any) -> set[str]:
-        unchanged = run_steps(steps, connection, **options)
+    def record(steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, *args: Any, **options: Any) -> set[str]:
+        unchanged = run_steps(steps, connection, *args, **options)
         threads.extend(connection.execute("SELECT current_setting('threads')").fetchall()[0])
         return unchanged
 
@@ -347,7 +383,7 @@ def test_rows_that_a_run_has_touched_are_tested_by_it(built: Built) -> None:
     recorded = msgspec.json.decode(built.plan_path.read_bytes(), type=Plan)
     ids = {step.name: step.id for step in recorded.steps}
     for test in recorded.tests:  # or one would be left out although something that it reads has changed
-        names = {name for _, name in plan.TABLE.findall(plan.COMMENT.sub("", test.statement))}
+        names = {name for _, name in Schemas().find_tables(test.statement)}
         assert {ids[name] for name in names & ids.keys() - plan.BOOKKEEPING} <= {*test.inputs}
     limited = [
         (match[1], statement)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import msgspec
@@ -48,12 +48,11 @@ READS = frozenset({"select", "describe"})
 # An increment of more changed messages is worth more than one thread.
 FEW_MESSAGES = 10_000
 COMMENT = re.compile(r"/\*.*?\*/", re.S)
-TABLE = re.compile(r'\b(staging|marts|msgbubbles)"?\."?(\w+)')
 # The tables that say what an increment has to build: the rows of a chat or day, by mart, and changed messages.
 QUEUES = ("chats_to_build", "days_to_build")
 CHANGED_MESSAGES, TAILS = "changed_messages", "thread_tails"
 BOOKKEEPING = frozenset({*QUEUES, CHANGED_MESSAGES, TAILS, "loads", "unbuilt_loads", "built_loads", "thread_chats"})
-ALIASED = frozenset({("marts", "mart")})  # a column, where a list of marts is called `marts`
+ALIASED = ("marts", "mart")  # a column, where a list of marts is called `marts`
 # The rows of these tables change only with a load; what changes them otherwise builds the marts from scratch.
 SOURCE = "source.msgbubbles.msgbubbles"
 LOADED = (
@@ -63,9 +62,21 @@ LOADED = (
 )
 # The job writes these tables when it stores a run.
 RUN_TABLES = (f"{SOURCE}.sync_runs", f"{SOURCE}.failed_reads")
-RECORD_BUILDS = """INSERT INTO staging.built_loads (mart, load_id)
-SELECT mart, load_id FROM (SELECT unnest(?) AS mart) AS marts CROSS JOIN staging.loads
-EXCEPT SELECT mart, load_id FROM staging.built_loads"""
+RECORD_BUILDS = """INSERT INTO {staging}.built_loads (mart, load_id)
+SELECT mart, load_id FROM (SELECT unnest(?) AS mart) AS marts CROSS JOIN {staging}.loads
+EXCEPT SELECT mart, load_id FROM {staging}.built_loads"""
+
+
+class Schemas(NamedTuple):
+    """The names of the schemas in the warehouse."""
+
+    raw: str = "msgbubbles"
+    staging: str = "staging"
+    marts: str = "marts"
+
+    def find_tables(self, sql: str) -> set[tuple[str, str]]:
+        """Return the schema and the name of each table that a statement mentions."""
+        return {*re.findall(rf'\b({"|".join(self)})"?\."?(\w+)', COMMENT.sub("", sql))} - {ALIASED}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -101,6 +112,7 @@ class PlanFile:
     def __init__(self, destination: Destination, depends_on: Sequence[str], timeout_seconds: int = 0) -> None:
         self._destination, self._timeout_seconds = destination, timeout_seconds
         self._path, self._depends_on = destination.workspace.dbt_folder / FILE, (*depends_on, duckdb.__version__)
+        self._schemas = Schemas(*(destination.name_schema(name) for name in Schemas()))
         self._key_before = ""
         self._plan: Plan | None = None
         self._unchanged: set[str] = set()
@@ -116,8 +128,9 @@ class PlanFile:
             self._plan = self._load()
             if self._plan is not None:
                 self._unchanged = _run_steps(
-                    self._plan.steps, connection, follows_success=follows_success, unchanged_sources=unchanged
-                )
+                    self._plan.steps, connection, self._schemas,
+                    follows_success=follows_success, unchanged_sources=unchanged,
+                )  # fmt: skip
                 return True
         return False
 
@@ -132,7 +145,8 @@ class PlanFile:
             self._open() as connection,
             ThreadPoolExecutor(TEST_THREADS) as pool,
         ):
-            return all(pool.map(lambda batch: passes(batch, connection, self._timeout_seconds), batches))
+            [(database,)] = connection.execute("SELECT current_database()").fetchall()
+            return all(pool.map(lambda batch: passes(batch, connection, database, self._timeout_seconds), batches))
         return False
 
     def record(self, nodes: Sequence[Any], executed: Sequence[tuple[str, str]]) -> None:
@@ -141,13 +155,13 @@ class PlanFile:
         `nodes` are those of the run and of the tests; `executed` are pairs of a node's id and a statement, in order.
         """
         models = {node.unique_id: node for node in nodes if node.resource_type == "model"}
-        steps, tests = select_steps(models, executed), select_tests(nodes, executed, models)
+        steps, tests = select_steps(models, executed, self._schemas), select_tests(nodes, executed, models)
         views = [
             View(f'"{node.schema}"."{node.alias}"', node.compiled_code)
             for node in models.values()
-            if is_view(node) and node.schema == "marts"
+            if is_view(node) and node.schema == self._schemas.marts
         ]
-        with self._destination.open_writer() as connection:
+        with self._destination.open_relations() as connection:
             key = self._read_key(connection)
         if key == self._key_before and steps is not None and tests is not None:
             write_privately(self._path, msgspec.json.encode(Plan(key, steps, views, tests)))
@@ -155,7 +169,7 @@ class PlanFile:
     @contextmanager
     def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with (
-            self._destination.open_writer() as connection,
+            self._destination.open_relations() as connection,
             limit_seconds(connection, self._timeout_seconds),
             use_one_thread(connection),
         ):
@@ -176,7 +190,7 @@ class PlanFile:
         return digest.hexdigest()
 
 
-def select_steps(models: Mapping[str, Any], executed: Iterable[tuple[str, str]]) -> list[Step] | None:
+def select_steps(models: Mapping[str, Any], executed: Iterable[tuple[str, str]], schemas: Schemas) -> list[Step] | None:
     """Return the steps that build tables; null if it is unclear what one of them does.
 
     Views are left out: the key includes them.
@@ -191,21 +205,23 @@ def select_steps(models: Mapping[str, Any], executed: Iterable[tuple[str, str]])
             statements.setdefault(node_id, []).append(statement)
         elif word not in READS:
             return None
-    return [_build_step(models[node_id], own, models) for node_id, own in statements.items()]
+    return [_build_step(models[node_id], own, models, schemas) for node_id, own in statements.items()]
 
 
-def _build_step(node: Any, statements: list[str], models: Mapping[str, Any]) -> Step:
+def _build_step(node: Any, statements: list[str], models: Mapping[str, Any], schemas: Schemas) -> Step:
     is_queued = node.config.materialized == "incremental"
-    inputs = _find_inputs_of_increment(node, statements, models) if is_queued else find_inputs(node, models)
+    inputs = _find_inputs_of_increment(node, statements, models, schemas) if is_queued else find_inputs(node, models)
     return Step(node.unique_id, node.alias, statements, is_queued, inputs)
 
 
-def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapping[str, Any]) -> list[str]:
+def _find_inputs_of_increment(
+    node: Any, statements: Iterable[str], models: Mapping[str, Any], schemas: Schemas
+) -> list[str]:
     """Return the ids of the tables and sources that an incremental model and its hooks read. Empty if it is unclear."""
     ids = {model.alias: model.unique_id for model in models.values()}
-    tables = {*TABLE.findall(COMMENT.sub("", ";".join(statements)))} - ALIASED
+    tables = schemas.find_tables(";".join(statements))
     names = {name for _, name in tables}
-    if any(schema == "msgbubbles" for schema, _ in tables) or not names <= ids.keys() | BOOKKEEPING:
+    if any(schema == schemas.raw for schema, _ in tables) or not names <= ids.keys() | BOOKKEEPING:
         return []
     # Models built from this one may be read as the last run has left them, and change only after this one has.
     later = {model.alias for model in models.values() if node.unique_id in model.depends_on.nodes}
@@ -216,6 +232,7 @@ def _find_inputs_of_increment(node: Any, statements: Iterable[str], models: Mapp
 def _run_steps(
     steps: Sequence[Step],
     connection: duckdb.DuckDBPyConnection,
+    schemas: Schemas,
     *,
     follows_success: bool,
     unchanged_sources: Collection[str] = (),
@@ -230,33 +247,34 @@ def _run_steps(
     skipped: list[str] = []
     for step in steps:
         is_same = follows_success and bool(step.inputs) and unchanged.issuperset(step.inputs)
-        if is_same and not (step.is_queued and _has_work(step, connection)):
+        if is_same and not (step.is_queued and _has_work(step, connection, schemas.staging)):
             unchanged.add(step.id)
             if step.is_queued:
                 skipped.append(step.name)
             continue
         for statement in step.statements:
             connection.execute(statement)
-        if step.name == CHANGED_MESSAGES and _count_messages(connection) > FEW_MESSAGES:
+        if step.name == CHANGED_MESSAGES and _count_messages(connection, schemas.staging) > FEW_MESSAGES:
             connection.execute("RESET threads")
         if step.name == "unbuilt_loads" and follows_success:
-            unchanged.update(_find_unchanged_sources(connection))
+            unchanged.update(_find_unchanged_sources(connection, schemas))
     # As each of them would have done.
     if "int_thread_messages" in skipped:
-        connection.execute(f"DELETE FROM staging.{TAILS}")
-    connection.execute(RECORD_BUILDS, [skipped])
+        connection.execute(f"DELETE FROM {schemas.staging}.{TAILS}")
+    connection.execute(RECORD_BUILDS.format(staging=schemas.staging), [skipped])
     return unchanged if follows_success else set()
 
 
-def _count_messages(connection: duckdb.DuckDBPyConnection) -> int:
-    row = connection.execute(f"SELECT count(*) FROM staging.{CHANGED_MESSAGES}").fetchone()
+def _count_messages(connection: duckdb.DuckDBPyConnection, staging: str) -> int:
+    row = connection.execute(f"SELECT count(*) FROM {staging}.{CHANGED_MESSAGES}").fetchone()
     return row[0] if row else 0
 
 
-def _find_unchanged_sources(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+def _find_unchanged_sources(connection: duckdb.DuckDBPyConnection, schemas: Schemas) -> Iterator[str]:
     """Yield the ids of the LOADED tables that the new loads have left as they were."""
     for source in LOADED:
-        query = f"FROM {source.split('.', 2)[2]} WHERE _dlt_load_id IN (SELECT load_id FROM staging.unbuilt_loads)"
+        table = f"{schemas.raw}.{source.rpartition('.')[2]}"
+        query = f"FROM {table} WHERE _dlt_load_id IN (SELECT load_id FROM {schemas.staging}.unbuilt_loads)"
         try:
             has_changed = bool(connection.execute(f"SELECT 1 {query} LIMIT 1").fetchall())
         except duckdb.CatalogException:
@@ -265,12 +283,12 @@ def _find_unchanged_sources(connection: duckdb.DuckDBPyConnection) -> Iterator[s
             yield source
 
 
-def _has_work(step: Step, connection: duckdb.DuckDBPyConnection) -> bool:
+def _has_work(step: Step, connection: duckdb.DuckDBPyConnection, staging: str) -> bool:
     """Return whether a table that drives a step has rows for it."""
     text = "".join(step.statements)
-    queries = [f"SELECT 1 FROM staging.{queue} WHERE mart = $1" for queue in QUEUES]
+    queries = [f"SELECT 1 FROM {staging}.{queue} WHERE mart = $1" for queue in QUEUES]
     if f'"{CHANGED_MESSAGES}"' in text:
-        queries.append(f"SELECT 1 FROM staging.{CHANGED_MESSAGES}")
+        queries.append(f"SELECT 1 FROM {staging}.{CHANGED_MESSAGES}")
     if TAILS in text and step.name != "int_thread_messages":  # which fills it
-        queries.append(f"SELECT 1 FROM staging.{TAILS}")
+        queries.append(f"SELECT 1 FROM {staging}.{TAILS}")
     return bool(connection.execute(" UNION ALL ".join(queries) + " LIMIT 1", [step.name]).fetchall())

@@ -155,9 +155,10 @@ def _unite(tests: Iterable[str]) -> str:
     return "\nUNION ALL\n".join(f"SELECT should_error FROM (\n{test}\n)" for test in tests)
 
 
-def passes(batch: tuple[str, int], connection: duckdb.DuckDBPyConnection, timeout_seconds: int) -> bool:
-    """Return whether all tests of a batch pass. May be called in several threads."""
+def passes(batch: tuple[str, int], connection: duckdb.DuckDBPyConnection, database: str, timeout_seconds: int) -> bool:
+    """Return whether all tests of a batch pass, in a database. May be called in several threads."""
     query, count = batch
     with connection.cursor() as cursor, limit_seconds(cursor, timeout_seconds):
+        cursor.execute(f"USE {quote_name(database)}")  # a cursor uses the first database of a connection
         rows = cursor.execute(query).fetchall()
     return [has_failed for (has_failed,) in rows] == [False] * count

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # Files in the workspace's folder `dbt`: the digest of the last build, and when all rows were last tested.
 BUILD_DIGEST, FULL_TESTS_AT = "built_with", "full_tests_at"
+# dbt's targets whose statements DuckDB executes.
+PLANNED = ("duckdb", "ducklake")
 
 
 def is_outdated(workspace: Workspace, settings: Settings) -> bool:
@@ -90,7 +92,7 @@ def transform(destination: Destination, settings: Settings) -> BuildResult:
             session = stack.enter_context(spark.open_session(settings.transforms.spark, folder))
             spark.register_tables(session, *folders, destination.prefix)
         has_failed = bool(failed_before or before.timed_out)
-        can_plan = settings.transforms.planned_runs and target == "duckdb" and not is_full and not has_failed
+        can_plan = settings.transforms.planned_runs and target in PLANNED and not is_full and not has_failed
         timeout_seconds = settings.sync.statement_timeout_seconds
         plan = PlanFile(destination, dbt.depends_on, timeout_seconds) if can_plan else None
         unchanged = () if workspace.is_pending("test_runs") else RUN_TABLES

@@ -189,6 +189,10 @@ class Attached(Destination):
         self.keep_lock()
         return self._open_schemas(self.prefix)
 
+    def open_relations(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        self.keep_lock()
+        return self._open()
+
     @contextmanager
     def _open_schemas(self, prefix: str, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a connection in which the schemas with a prefix have their default names, without it."""

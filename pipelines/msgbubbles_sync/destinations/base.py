@@ -120,6 +120,10 @@ class Destination(ABC):
     def open_writer(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection to the tables that the job writes."""
 
+    def open_relations(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Open a connection that names the tables that the job writes, and the marts, as dbt does."""
+        return self.open_writer()
+
     def open_job_tables(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open a connection for reading the tables that the job writes, without its lock."""
         return self.open_writer()

@@ -84,7 +84,7 @@ class DuckLake(Attached):
             "MSGBUBBLES_LAKE_SECRETS": json.dumps([{"scope": bucket.url, **bucket.secret}] if bucket else []),
             # Relations are written without the database.
             "MSGBUBBLES_LAKE_SETTINGS": json.dumps(
-                {"schema": f"lake.{self.name_schema('staging')}", **(bucket.settings if bucket else {})}
+                {"schema": f"warehouse.{self.name_schema('staging')}", **(bucket.settings if bucket else {})}
             ),
             "MSGBUBBLES_EXTENSIONS": str(self._link_extensions(bucket)),
             **build_environment(parameters),
