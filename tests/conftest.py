@@ -1,7 +1,11 @@
 import gc
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -14,10 +18,28 @@ from msgbubbles_sync.cli.dispatch import GC_THRESHOLD
 gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command; collections while modules are imported find nothing
 if faster_libraries.BY_DAY:
     faster_libraries.configure_duckdb()
+# Temporary files are in memory, where a machine has plenty of it: a database writes and flushes many small ones.
+IN_MEMORY, MIN_FREE_GB = Path("/dev/shm"), 8  # noqa: S108 - pytest makes its folder there private
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
 settings.register_profile(
     "default", deadline=None, derandomize=not IS_NIGHTLY, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def has_room_in_memory() -> bool:
+    """Return whether programs can run from IN_MEMORY, and both it and the machine's memory have room."""
+    with suppress(OSError):
+        folder, memory = os.statvfs(IN_MEMORY), Path("/proc/meminfo").read_text()
+        available = re.search(r"MemAvailable: +(\d+) kB", memory)
+        free = (folder.f_bavail * folder.f_frsize, int(available[1]) * 1024 if available else 0)
+        return min(free) >= MIN_FREE_GB * 1024**3 and not folder.f_flag & os.ST_NOEXEC and os.access(IN_MEMORY, os.W_OK)
+    return False
+
+
+def pytest_configure() -> None:
+    # Once for all workers, which inherit it. At night, and if the user has chosen another folder, tests use that.
+    if faster_libraries.BY_DAY and "TMPDIR" not in os.environ and has_room_in_memory():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(IN_MEMORY)
 
 
 @pytest.hookimpl(trylast=True)
