@@ -17,7 +17,7 @@ from helpers.canary import find_words
 from helpers.catalog import check_descriptions
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
-from helpers.job import Job
+from helpers.job import NO_DBT, Job
 from helpers.lake import change, lake_in_bucket, query, select
 from helpers.marts_reference import check_marts
 from helpers.sizes import IS_NIGHTLY, pick_size
@@ -84,8 +84,9 @@ def test_next_run_completes_a_load_during_which_the_bucket_died(
             found = select(connection, "SELECT chat_id FROM msgbubbles.webhook_events")
             assert found == [{"chat_id": truth.chats[0]["id"]}]
             if IS_NIGHTLY:
-                change(job)
-                job.run(*INTO, transform=True)
+                for job.selected in ({}, NO_DBT):  # the first increment records its statements
+                    change(job)
+                    job.run(*INTO, transform=True)
             check_marts(partial(select, connection), None if IS_NIGHTLY else [MART])
             counts_of_mart = f"SELECT count(*), count(DISTINCT title) FROM {{}}.{MART}"
             marts = connection.execute(counts_of_mart.format("marts")).fetchall()

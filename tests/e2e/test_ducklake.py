@@ -16,7 +16,7 @@ from e2e.test_groups import Groups, two
 from helpers.catalog import check_descriptions, check_first_tables
 from helpers.context import build_destination
 from helpers.hooks import spool, typing
-from helpers.job import Job
+from helpers.job import NO_DBT, Job
 from helpers.lake import COUNT_CONTACT, delete_chat, lake_at, list_contacts, rename_and_write, select
 from helpers.marts_reference import MARTS, check_marts
 from helpers.sizes import pick_size
@@ -28,8 +28,6 @@ from msgbubbles_sync.workspace import Workspace
 NewJob = Callable[..., Job]
 # A run takes long in a lake.
 RUNS = int(os.environ.get("MSGBUBBLES_LAKE_RUNS", pick_size(2, nightly=4)))
-# Selects nothing, so that dbt fails.
-NO_DBT = dict.fromkeys(("run", "test"), "no_method:dbt")
 # Opening a lake takes a second of CPU time.
 READS_OF_A_CONNECTION = pick_size(10, nightly=1)
 COUNTS = (

@@ -26,6 +26,8 @@ runner._Dbt.run = lambda dbt, *command: run(dbt, *command, *select(command[0]))
 del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Selects nodes in a way that does not exist, so that a run that starts dbt fails.
+NO_DBT = dict.fromkeys(("run", "test"), "no_method:dbt")
 
 
 def run_demo(database: Path) -> str:
