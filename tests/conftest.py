@@ -19,7 +19,7 @@ gc.set_threshold(GC_THRESHOLD, 10, 10)  # as in a command; collections while mod
 if faster_libraries.BY_DAY:
     faster_libraries.configure_duckdb()
 # Temporary files are in memory, where a machine has plenty of it: a database writes and flushes many small ones.
-IN_MEMORY, MIN_FREE_GB = Path("/dev/shm"), 8  # noqa: S108 - pytest makes its folder there private
+IN_MEMORY, MIN_FREE_GB = Path("/dev/shm"), 4  # noqa: S108 - pytest makes its folder there private
 # A test that passes for a change passes again, and on a busy machine. At night, new examples are drawn.
 settings.register_profile(
     "default", deadline=None, derandomize=not IS_NIGHTLY, suppress_health_check=[HealthCheck.too_slow]
